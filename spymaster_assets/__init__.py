@@ -1,0 +1,1 @@
+"""Market ticks to leak-free features, walk-forward models and honest reports, as one Dagster asset graph."""

@@ -1,0 +1,1 @@
+"""Thin Dagster assets: read inputs, call one function, write one artifact, report metadata."""

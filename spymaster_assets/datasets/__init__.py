@@ -1,0 +1,1 @@
+"""Walk-forward splits, feature matrices and sequences."""

@@ -1,0 +1,50 @@
+"""Typed errors: each says what is wrong, where, what was expected and how to fix it."""
+
+from __future__ import annotations
+
+
+class SpymasterError(Exception):
+    """A fault that the user can act on; the message holds what, where, expected and remedy."""
+
+    def __init__(self, what: str, *, where: str = "", expected: str = "", remedy: str = "") -> None:
+        self.what, self.where, self.expected, self.remedy = what, where, expected, remedy
+        parts = [what]
+        if where:
+            parts.append(f"where: {where}")
+        if expected:
+            parts.append(f"expected: {expected}")
+        if remedy:
+            parts.append(f"remedy: {remedy}")
+        super().__init__("; ".join(parts))
+
+
+class ConfigError(SpymasterError):
+    """A setting or environment variable is missing or contradictory."""
+
+
+class MarketDataError(SpymasterError):
+    """A DBN file or folder cannot be trusted: truncated, corrupt, out of order, delivered twice or unknown."""
+
+
+class MissingInputError(SpymasterError):
+    """A partition or file that this step reads does not exist."""
+
+
+class ContractError(SpymasterError):
+    """A table or request contradicts features.json."""
+
+
+class ArtifactError(SpymasterError):
+    """A stored artifact is missing its manifest, torn, altered or of another shape than expected."""
+
+
+class SplitError(SpymasterError):
+    """A walk-forward split would be empty, overlapping, out of order or larger than the history."""
+
+
+class ModelError(SpymasterError):
+    """A model cannot be fitted, registered, saved or loaded as asked."""
+
+
+class TrackingError(SpymasterError):
+    """An experiment tracker is configured so that it cannot log."""

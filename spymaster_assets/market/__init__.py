@@ -1,0 +1,1 @@
+"""DBN files to trading sessions, contracts and bars."""

@@ -1,0 +1,1 @@
+"""Exact nearest-neighbour retrieval of past events."""

@@ -1,0 +1,1 @@
+"""Level-touch events: levels, touches, features and labels, each formula once."""
