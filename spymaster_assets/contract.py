@@ -114,7 +114,9 @@ class Contract:
         unknown = [c for c in frame.columns if c not in self.schema]
         if unknown:
             raise ContractError(
-                f"columns not in the contract: {', '.join(unknown)}", where="features.json", remedy="add an entry to features.json"
+                f"columns not in the contract: {', '.join(unknown)}",
+                where="features.json",
+                remedy="add an entry to features.json",
             )
         return frame.select(
             (pl.col(n) if n in frame.columns else pl.lit(None)).cast(t).alias(n) for n, t in self.schema.items()
@@ -125,7 +127,9 @@ class Contract:
         out: list[str] = []
         if list(frame.schema.items()) != list(self.schema.items()):
             expected, found = set(self.schema.items()), set(frame.schema.items())
-            out.append(f"schema differs: missing {sorted(n for n, _ in expected - found)}, extra {sorted(n for n, _ in found - expected)}")
+            out.append(
+                f"schema differs: missing {sorted(n for n, _ in expected - found)}, extra {sorted(n for n, _ in found - expected)}"
+            )
             return out
         for column in self.columns:
             series = frame[column.name]
@@ -153,7 +157,9 @@ def known_after_s(known_at: str) -> int:
     """Seconds after t0 of a known-at text such as 't0', 't0+60s', 't1_4min' or 't1_4min+480s'."""
     match = _KNOWN_AT.match(known_at)
     if not match or (match["delay"] and match["delay"] not in DELAYS_S):
-        raise ContractError(f"cannot read known_at {known_at!r}", where="features.json", expected="t0, t0+60s, t1_4min or t1_4min+480s")
+        raise ContractError(
+            f"cannot read known_at {known_at!r}", where="features.json", expected="t0, t0+60s, t1_4min or t1_4min+480s"
+        )
     return (DELAYS_S[match["delay"]] if match["delay"] else 0) + int(match["seconds"] or 0)
 
 
@@ -180,7 +186,9 @@ def parse_contract(raw: dict[str, Any], text: str) -> Contract:
         if column.role == "label" and not column.name.startswith("anchor_spot"):
             delay = column.name.rsplit("_", 1)[1]
             if column.known_after_s != DELAYS_S[delay] + look_forward_s:
-                raise ContractError(f"label {column.name} is known at {column.known_at}", expected=f"t1_{delay}+{look_forward_s}s")
+                raise ContractError(
+                    f"label {column.name} is known at {column.known_at}", expected=f"t1_{delay}+{look_forward_s}s"
+                )
     groups = {c.group for c in columns}
     ablations = {name: tuple(parts) for name, parts in raw["ablations"].items()}
     for name, parts in ablations.items():
@@ -200,7 +208,9 @@ def parse_contract(raw: dict[str, Any], text: str) -> Contract:
 def _column(entry: dict[str, Any], feeds: dict[str, str]) -> Column:
     where = f"features.json, column {entry.get('name')!r}"
     if entry["role"] not in ROLES or entry["stage"] not in STAGES or entry["dtype"] not in _DTYPES:
-        raise ContractError(f"role {entry['role']!r}, stage {entry['stage']!r} or dtype {entry['dtype']!r} is unknown", where=where)
+        raise ContractError(
+            f"role {entry['role']!r}, stage {entry['stage']!r} or dtype {entry['dtype']!r} is unknown", where=where
+        )
     if odd := set(entry["feeds"]) - set(feeds):
         raise ContractError(f"unknown feeds {sorted(odd)}", where=where, expected=", ".join(feeds))
     return Column(

@@ -6,13 +6,15 @@ atomically after its files are synced, so a reader sees the old artifact or the 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import subprocess
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -41,7 +43,9 @@ class Artifact:
         """Path of one file of the artifact; raise ArtifactError when the manifest does not list it."""
         if name not in self.files:
             raise ArtifactError(
-                f"{self.asset}[{self.key}] holds no file {name!r}", where=str(self.folder), expected=", ".join(self.files)
+                f"{self.asset}[{self.key}] holds no file {name!r}",
+                where=str(self.folder),
+                expected=", ".join(self.files),
             )
         return self.folder / name
 
@@ -52,7 +56,9 @@ class Artifact:
             data = path.read_bytes()
         except OSError as error:
             raise ArtifactError(
-                f"cannot read {path.name}: {error.strerror}", where=str(path), remedy=f"materialize {self.asset} [{self.key}] again"
+                f"cannot read {path.name}: {error.strerror}",
+                where=str(path),
+                remedy=f"materialize {self.asset} [{self.key}] again",
             ) from error
         if hashlib.sha256(data).hexdigest() != self.files[name]:
             raise ArtifactError(
@@ -91,45 +97,51 @@ class ArtifactStore:
         content = content_hash(files)
         version = hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:16]
         home = self.root / asset / key
+        manifest = {
+            "asset": asset,
+            "key": key,
+            "version": version,
+            "sha256": content,
+            "files": digests,
+            "inputs": inputs,
+            "metadata": dict(metadata or {}),
+            "provenance": provenance(),
+        }
         try:
             home.mkdir(parents=True, exist_ok=True)
-            temporary = home / f".{version}-{uuid.uuid4().hex}"
-            temporary.mkdir()
-            try:
-                for name, data in files.items():
-                    _write_synced(temporary / name, data)
-                _sync_folder(temporary)
-                target = home / version
-                if target.exists() and not _intact(target, digests):
-                    target.rename(home / f".torn-{uuid.uuid4().hex}")
-                try:
-                    temporary.rename(target)
-                except OSError:
-                    if not target.is_dir():  # another writer has not just published the same bytes
-                        raise
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
-            manifest = {
-                "asset": asset,
-                "key": key,
-                "version": version,
-                "sha256": content,
-                "files": digests,
-                "inputs": inputs,
-                "metadata": dict(metadata or {}),
-                "provenance": provenance(),
-            }
-            write_atomic(home / MANIFEST, dump_json(manifest))
+            with _locked(home / ".lock"):
+                self._replace(home, version, files, digests, manifest)
         except OSError as error:
             raise ArtifactError(
                 f"cannot publish {asset}[{key}]: {error.strerror or error}",
                 where=str(home),
                 remedy="free disk space or mend permissions, then materialize again; the artifact before it is untouched",
             ) from error
-        for stale in home.iterdir():
-            if stale.is_dir() and stale.name != version:
-                shutil.rmtree(stale, ignore_errors=True)
         return self.load(asset, key)
+
+    @staticmethod
+    def _replace(
+        home: Path, version: str, files: Mapping[str, bytes], digests: Mapping[str, str], manifest: dict[str, Any]
+    ) -> None:
+        """Publish one version under the key's lock; the version before it stays for readers that hold its manifest."""
+        try:
+            previous = json.loads((home / MANIFEST).read_bytes())["version"]
+        except (OSError, ValueError, KeyError):
+            previous = None
+        target = home / version
+        if not _intact(target, digests):
+            temporary = home / f".{version}-{uuid.uuid4().hex}"
+            temporary.mkdir()
+            for name, data in files.items():
+                _write_synced(temporary / name, data)
+            _sync_folder(temporary)
+            if target.exists():
+                target.rename(home / f".torn-{uuid.uuid4().hex}")
+            temporary.rename(target)
+        write_atomic(home / MANIFEST, dump_json(manifest))
+        for stale in home.iterdir():
+            if stale.is_dir() and stale.name not in (version, previous):
+                shutil.rmtree(stale, ignore_errors=True)
 
     def load(self, asset: str, key: str) -> Artifact:
         """Handle of `asset[key]`; raise MissingInputError when it was never published, ArtifactError when torn."""
@@ -209,7 +221,9 @@ def git_revision() -> str:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=10)
         if head.returncode != 0:
             return "unknown"
-        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=folder, capture_output=True, text=True, timeout=10)
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"], cwd=folder, capture_output=True, text=True, timeout=10
+        )
         return head.stdout.strip() + ("-dirty" if dirty.stdout.strip() else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
@@ -231,6 +245,14 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive advisory lock; the kernel drops it when the process dies."""
+    with path.open("w") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        yield
 
 
 def _intact(folder: Path, digests: Mapping[str, str]) -> bool:

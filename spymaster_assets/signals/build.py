@@ -1,0 +1,260 @@
+"""The signals table of one session: touches with every feature and label of features.json."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from spymaster_assets.contract import STAGE_A_DECISION_S, Contract
+from spymaster_assets.errors import ArtifactError
+from spymaster_assets.market.calendar import Session
+from spymaster_assets.market.instruments import Instrument
+from spymaster_assets.market.tape import SessionTape
+from spymaster_assets.settings import DELAYS_S, MINUTE_NS, NS, LabelSettings, SignalSettings
+from spymaster_assets.signals import labels as lab
+from spymaster_assets.signals import touches as tch
+from spymaster_assets.signals import trend
+from spymaster_assets.signals.levels import LevelSet, level_matrix
+from spymaster_assets.signals.tape import TapeFeatures, tape_features
+
+ATR_SCALED = ("distance", "distance_signed", "dist_to_pm_high", "dist_to_pm_low", "dist_to_sma_200", "dist_to_sma_400",
+              "confluence_min_distance", "approach_distance")  # fmt: skip
+"""Columns with `_atr` and `_pct` twins."""
+_META = "spymaster."
+
+
+@dataclass(frozen=True)
+class SignalSet:
+    """The signals `frame` (columns of the contract) and its `metadata` (JSON-able; stored in the Parquet file)."""
+
+    frame: pl.DataFrame
+    metadata: dict[str, Any]
+
+
+def build_signals(
+    levels: LevelSet,
+    tape: SessionTape | None,
+    session: Session,
+    instrument: Instrument,
+    instrument_id: int,
+    signal: SignalSettings,
+    label: LabelSettings,
+    contract: Contract,
+    observed_until_ns: int,
+    simulated: bool = False,
+) -> SignalSet:
+    """Signals of a session from its levels and, where the feed exists, its trades (None: bars only).
+
+    Reads nothing after observed_until_ns; a label whose window ends later, or after the regular close, is undefined.
+    """
+    context = levels.context
+    touches = tch.find_touches(levels.table, context, instrument, signal).filter(
+        pl.col("start_ns") + MINUTE_NS <= session.regular_close_ns
+    )
+    dollar = instrument.spy_dollar_e9
+    t0 = touches["start_ns"].to_numpy()
+    bar = touches["bar"].to_numpy().astype(np.int64)
+    level_e9 = touches["level_price_e9"].to_numpy()
+    sign = touches["direction_sign"].to_numpy()
+    level = level_e9 / dollar
+    spot = context["close"].to_numpy()[bar]
+    volatility = context["volatility"].to_numpy()[bar]
+
+    columns: dict[str, Any] = {
+        "event_id": tch.event_ids(instrument.symbol, session.key, touches),
+        "ts_ns": t0,
+        "decision_ns": t0 + STAGE_A_DECISION_S * NS,
+        **{f"confirm_ts_ns_{d}": t0 + s * NS for d, s in DELAYS_S.items()},
+        "label_known_ns": lab.label_known_ns(t0, label.look_forward_s, session.regular_close_ns),
+        "spot": spot,
+        "previous_spot": context["close"].to_numpy()[np.maximum(bar - 1, 0)],
+        "level_price": level,
+        "level_price_e9": level_e9,
+        "level_kind": touches["level_kind"],
+        "level_kind_name": touches["level_kind_name"],
+        "direction": np.where(sign > 0, "UP", "DOWN"),
+        "direction_sign": sign,
+        "distance": np.abs(level - spot),
+        "distance_signed": level - spot,
+        "atr": context["atr"].to_numpy()[bar],
+        "volatility": volatility,
+    }
+    columns |= _context(touches, levels, session, level, signal, dollar)
+    columns |= trend.moving_averages(level, t0, volatility, levels.history, signal, dollar)
+    columns |= _confluence(touches, levels, level, sign, columns, signal, dollar)
+    columns |= trend.approach(context, bar, sign, signal.lookback_min)
+    first_of_cluster = _attempts(touches, columns, signal, dollar)
+    for name in ATR_SCALED:
+        columns[f"{name}_atr"] = columns[name] / (columns["atr"] + trend.EPSILON)
+        columns[f"{name}_pct"] = columns[name] / (spot + trend.EPSILON)
+    columns["reversion_pressure"] = _reversion_pressure(sign, columns)
+    if tape is not None:
+        columns |= _tape_columns(tape_features(tape, t0, level_e9, instrument, signal), sign, first_of_cluster, signal)
+
+    sigma = _label_sigma(volatility, levels.warmup_sigma)
+    limits = lab.thresholds_usd(label, sigma)
+    columns |= {"label_sigma": sigma, "threshold_1": limits[:, 0], "threshold_2": limits[:, 1]}
+    path = lab.Path.of_trades(tape) if tape is not None else lab.Path.of_bars(context)
+    defined_until_ns = min(session.regular_close_ns, observed_until_ns)
+    forward_ns = label.look_forward_s * NS
+    limits_e9 = lab.to_e9(limits, dollar)
+    for delay, seconds in DELAYS_S.items():
+        e = lab.measure(path, t0 + seconds * NS, level_e9, limits_e9, forward_ns, defined_until_ns, dollar)
+        columns |= lab.label_columns(delay, e, sign, limits, level)
+
+    frame = pl.DataFrame(columns, nan_to_null=True).with_columns(
+        pl.lit(session.key).alias("date"),
+        pl.lit(instrument.symbol).alias("symbol"),
+        pl.lit(instrument_id, dtype=pl.Int64).alias("instrument_id"),
+        pl.lit(path.source).alias("label_source"),
+    )
+    frame = contract.conform(frame).sort("ts_ns", "level_kind", "level_price_e9")
+    rates = lab.base_rates(path, context, t0, level_e9, sigma, label, session.regular_open_ns, defined_until_ns, dollar)
+    metadata = {
+        "schema_version": contract.schema_version,
+        "contract_sha256": contract.sha256,
+        "session": session.key,
+        "symbol": instrument.symbol,
+        "label_mode": label.mode,
+        "label_source": path.source,
+        "simulated": simulated,
+        "rows": frame.height,
+        "base_rates": rates,
+        "rolls": [r.to_json() for r in levels.rolls],
+        "null_share": {
+            c.name: round(frame[c.name].null_count() / max(frame.height, 1), 4) for c in contract.role("feature")
+        },
+    }
+    return SignalSet(frame, metadata)
+
+
+def signals_to_parquet(signals: SignalSet) -> bytes:
+    """Parquet bytes (zstd) with the metadata in the file's schema; equal for equal input."""
+    table = signals.frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+    meta = {f"{_META}{k}": json.dumps(v, sort_keys=True) for k, v in signals.metadata.items()}
+    buffer = io.BytesIO()
+    pq.write_table(
+        table.replace_schema_metadata(meta), buffer, compression="zstd", compression_level=3, write_statistics=False
+    )
+    return buffer.getvalue()
+
+
+def signals_from_parquet(data: bytes, contract: Contract, where: str = "signals") -> SignalSet:
+    """Read `signals_to_parquet` bytes; raise ArtifactError when they were written under another contract."""
+    try:
+        table = pq.read_table(io.BytesIO(data))
+        metadata = {
+            k.decode().removeprefix(_META): json.loads(v)
+            for k, v in (table.schema.metadata or {}).items()
+            if k.decode().startswith(_META)
+        }
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"not a signals file: {error}", where=where, remedy="materialize signals again") from error
+    if metadata.get("contract_sha256") != contract.sha256:
+        raise ArtifactError(
+            "signals were written under another features.json",
+            where=where,
+            expected=f"contract {contract.sha256[:12]}, schema {contract.schema_version}",
+            remedy="materialize signals again",
+        )
+    frame = pl.from_arrow(table.replace_schema_metadata(None))
+    assert isinstance(frame, pl.DataFrame)
+    return SignalSet(contract.conform(frame), metadata)
+
+
+def _context(
+    touches: pl.DataFrame,
+    levels: LevelSet,
+    session: Session,
+    level: NDArray[np.float64],
+    signal: SignalSettings,
+    spy_dollar_e9: int,
+) -> dict[str, Any]:
+    t0 = touches["start_ns"].to_numpy()
+    premarket = level_matrix(levels.table, t0, ("PM_HIGH", "PM_LOW")) / spy_dollar_e9
+    since_open = (t0 - session.regular_open_ns) // MINUTE_NS
+    return {
+        "minutes_since_open": since_open,
+        "minutes_to_close": (session.regular_close_ns - t0) // MINUTE_NS,
+        "is_first_15m": since_open < signal.first_minutes_min,
+        "dist_to_pm_high": level - premarket[:, 0],
+        "dist_to_pm_low": level - premarket[:, 1],
+    }
+
+
+def _confluence(
+    touches: pl.DataFrame,
+    levels: LevelSet,
+    level: NDArray[np.float64],
+    sign: NDArray[np.int8],
+    columns: dict[str, Any],
+    signal: SignalSettings,
+    spy_dollar_e9: int,
+) -> dict[str, Any]:
+    kinds = tuple(trend.CONFLUENCE_WEIGHTS)
+    others = level_matrix(levels.table, touches["start_ns"].to_numpy(), kinds) / spy_dollar_e9
+    out: dict[str, Any] = trend.confluence(
+        level, touches["level_kind_name"].to_numpy().astype(str), others, kinds, signal.confluence_band_usd
+    )
+    out["confluence_alignment"] = trend.confluence_alignment(
+        sign, columns["dist_to_sma_200"], columns["dist_to_sma_400"], columns["sma_200_slope"], columns["sma_400_slope"]
+    )
+    return out
+
+
+def _attempts(
+    touches: pl.DataFrame, columns: dict[str, Any], signal: SignalSettings, spy_dollar_e9: int
+) -> NDArray[np.int64]:
+    """Add prior touches and attempt numbers to `columns`; return the row of each attempt cluster's first touch."""
+    t0 = touches["start_ns"].to_numpy()
+    level_e9 = touches["level_price_e9"].to_numpy()
+    band = round(signal.attempt_band_usd * spy_dollar_e9)
+    group = touches["level_kind"].to_numpy().astype(np.int64) * 2 + (touches["direction_sign"].to_numpy() > 0)
+    index, cluster, first = tch.attempts(group, t0, level_e9, signal.attempt_gap_min * MINUTE_NS, band)
+    columns["prior_touches"] = tch.prior_touches(t0, level_e9, band)
+    columns["attempt_index"] = index
+    columns["attempt_cluster_id"] = cluster
+    return np.asarray(first)
+
+
+def _tape_columns(
+    tape: TapeFeatures, sign: NDArray[np.int8], first: NDArray[np.int64], signal: SignalSettings
+) -> dict[str, Any]:
+    velocity = np.clip(tape.velocity / signal.tape_velocity_norm_usd_per_s, -1.0, 1.0)
+    return {
+        "tape_imbalance": tape.imbalance,
+        "tape_buy_vol": tape.buy_volume,
+        "tape_sell_vol": tape.sell_volume,
+        "tape_velocity": tape.velocity,
+        "tape_trade_count": tape.trade_count,
+        "sweep_detected": tape.sweep,
+        "tape_pressure": np.clip(sign * (tape.imbalance + velocity) / 2.0, -1.0, 1.0),
+        "tape_velocity_trend": tape.velocity - tape.velocity[first],
+        "tape_imbalance_trend": tape.imbalance - tape.imbalance[first],
+    }
+
+
+def _reversion_pressure(sign: NDArray[np.int8], columns: dict[str, Any]) -> NDArray[np.float64]:
+    """tanh(-sign x mean of the finite mean-reversion pressures); NaN when neither average exists."""
+    both = np.stack([columns["mean_reversion_pressure_200"], columns["mean_reversion_pressure_400"]])
+    count = np.isfinite(both).sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.where(np.isfinite(both), both, 0.0).sum(axis=0) / count
+    return np.tanh(-sign * mean)
+
+
+def _label_sigma(volatility: NDArray[np.float64], warmup_sigma: float | None) -> NDArray[np.float64]:
+    """Root mean square of the recent and the warm-up volatility, or the one that exists: the last 20 minutes alone are the
+    premarket's at the open, which would make every threshold trivially small."""
+    past = np.full(len(volatility), np.nan if warmup_sigma is None else warmup_sigma)
+    both = np.stack([volatility, past])
+    count = np.isfinite(both).sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(np.sqrt(np.where(np.isfinite(both), both**2, 0.0).sum(axis=0) / count))

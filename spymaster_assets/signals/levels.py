@@ -1,0 +1,219 @@
+"""Price levels as they were known when each one-minute bar opened."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from spymaster_assets.contract import Contract
+from spymaster_assets.errors import MarketDataError
+from spymaster_assets.market.calendar import Session
+from spymaster_assets.market.instruments import Instrument
+from spymaster_assets.settings import MINUTE_NS, SignalSettings
+from spymaster_assets.signals.context import (
+    SMA_LENGTHS,
+    Roll,
+    SessionBars,
+    TwoMinuteHistory,
+    minute_context,
+    regular_hours_sigma,
+    take,
+    two_minute_history,
+)
+from spymaster_assets.store import Artifact, dump_json
+
+ROUND_REACH_USD = 5
+"""Round levels are listed this many spacings around the last close."""
+LEVEL_COLUMNS = ("start_ns", "level_kind", "level_kind_name", "level_price_e9")
+
+
+@dataclass(frozen=True)
+class LevelSet:
+    """Levels of one session: `table` (LEVEL_COLUMNS, one row per regular-hours bar and level), `context` (see minute_context),
+    the history behind the averages, rolls in the window and the warm-up volatility ($ per sqrt(minute), None without warm-up)."""
+
+    table: pl.DataFrame
+    context: pl.DataFrame
+    history: TwoMinuteHistory
+    rolls: tuple[Roll, ...]
+    warmup_sigma: float | None
+
+
+def build_levels(
+    current: SessionBars,
+    warmup: Sequence[SessionBars],
+    instrument: Instrument,
+    settings: SignalSettings,
+    contract: Contract,
+    observed_until_ns: int,
+) -> LevelSet:
+    """Levels and minute context of a session from its bars and those of the sessions before it (oldest first).
+
+    Only bars closed by observed_until_ns are read. Raises MarketDataError when the session has no regular-hours bar.
+    """
+    history = two_minute_history(warmup, current, observed_until_ns)
+    context = minute_context(current, history, settings, instrument.spy_dollar_e9, observed_until_ns)
+    session = current.session
+    regular = context.filter(
+        (pl.col("start_ns") >= session.regular_open_ns) & (pl.col("start_ns") < session.regular_close_ns)
+    )
+    if (
+        regular.height == 0
+        and session.regular_close_ns > session.regular_open_ns
+        and observed_until_ns >= session.regular_close_ns
+    ):
+        raise MarketDataError(
+            f"session {session.key} has no bar in regular hours",
+            where=f"[{session.regular_open_ns}, {session.regular_close_ns}) ns",
+            remedy="check the input's coverage in market_files, or add a calendar override",
+        )
+    start = regular["start_ns"].to_numpy()
+    prices = key_levels(start, context, history, session, settings, instrument.spy_dollar_e9)
+    table = _long_table(start, prices, contract)
+    rounds = _round_levels(start, context, instrument, settings, contract)
+    table = pl.concat([table, rounds]).sort("start_ns", "level_kind", "level_price_e9")
+    return LevelSet(table, context, history, history.rolls, regular_hours_sigma(warmup, instrument.spy_dollar_e9))
+
+
+def key_levels(
+    start_ns: NDArray[np.int64],
+    context: pl.DataFrame,
+    history: TwoMinuteHistory,
+    session: Session,
+    settings: SignalSettings,
+    spy_dollar_e9: int,
+) -> dict[str, NDArray[np.float64]]:
+    """Level price (1e-9 points, NaN where not known yet) by kind at each bar start, from bars closed by then.
+
+    PM: extremes of 04:00-09:30. OR: extremes of the first 15 regular minutes, known from their end. SESSION: extremes since the
+    session start. VWAP: volume-weighted price since the regular open. SMA_n: mean of the last n two-minute closes.
+    """
+    end = context["end_ns"].to_numpy()
+    bar_start = context["start_ns"].to_numpy()
+    high = context["high_e9"].to_numpy().astype(np.float64)
+    low = context["low_e9"].to_numpy().astype(np.float64)
+    closed = np.searchsorted(end, start_ns, side="right").astype(np.int64) - 1
+    out: dict[str, NDArray[np.float64]] = {}
+
+    premarket = (bar_start >= session.premarket_open_ns) & (end <= session.regular_open_ns)
+    opening_end_ns = session.regular_open_ns + settings.opening_range_min * MINUTE_NS
+    opening = (bar_start >= session.regular_open_ns) & (end <= opening_end_ns)
+    for name, mask, known_ns in (("PM", premarket, session.regular_open_ns), ("OR", opening, opening_end_ns)):
+        known = (start_ns >= known_ns) & mask.any()
+        out[f"{name}_HIGH"] = np.where(known, high[mask].max(initial=-np.inf), np.nan)
+        out[f"{name}_LOW"] = np.where(known, low[mask].min(initial=np.inf), np.nan)
+
+    out["SESSION_HIGH"] = take(np.maximum.accumulate(high), closed)
+    out["SESSION_LOW"] = take(np.minimum.accumulate(low), closed)
+
+    at = history.index_at(start_ns)
+    for length in SMA_LENGTHS:
+        out[f"SMA_{length}"] = take(history.sma(length), at)
+
+    in_regular = bar_start >= session.regular_open_ns
+    volume = np.where(in_regular, context["volume"].to_numpy(), 0).astype(np.float64)
+    notional = np.cumsum(np.where(in_regular, context["vwap"].to_numpy(), 0.0) * volume)
+    traded = np.cumsum(volume)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        out["VWAP"] = take(np.where(traded > 0, notional / traded * spy_dollar_e9, np.nan), closed)
+    return out
+
+
+def level_matrix(table: pl.DataFrame, start_ns: NDArray[np.int64], kinds: Sequence[str]) -> NDArray[np.float64]:
+    """(len(start_ns), len(kinds)) level prices in 1e-9 points from a level table, NaN where a kind is absent."""
+    out = np.full((len(start_ns), len(kinds)), np.nan)
+    slots = np.unique(start_ns)
+    dense = np.full((len(slots), len(kinds)), np.nan)
+    for k, kind in enumerate(kinds):
+        rows = table.filter(pl.col("level_kind_name") == kind)
+        times = rows["start_ns"].to_numpy()
+        at = np.searchsorted(slots, times)
+        hit = (
+            (at < len(slots)) & (slots[np.minimum(at, len(slots) - 1)] == times)
+            if len(slots)
+            else np.zeros(len(times), bool)
+        )
+        dense[at[hit], k] = rows["level_price_e9"].to_numpy()[hit]
+    if len(slots):
+        out = dense[np.searchsorted(slots, start_ns)]
+    return out
+
+
+def _long_table(
+    start_ns: NDArray[np.int64], prices: dict[str, NDArray[np.float64]], contract: Contract
+) -> pl.DataFrame:
+    parts = []
+    for kind, values in prices.items():
+        known = np.isfinite(values)
+        parts.append(_rows(start_ns[known], kind, np.rint(values[known]).astype(np.int64), contract))
+    return pl.concat(parts)
+
+
+def _round_levels(
+    start_ns: NDArray[np.int64],
+    context: pl.DataFrame,
+    instrument: Instrument,
+    settings: SignalSettings,
+    contract: Contract,
+) -> pl.DataFrame:
+    """Multiples of the round spacing around the last close before each bar."""
+    spacing = round(settings.round_spacing_usd * instrument.spy_dollar_e9)
+    end = context["end_ns"].to_numpy()
+    closed = np.searchsorted(end, start_ns, side="right").astype(np.int64) - 1
+    known = closed >= 0
+    start, last = start_ns[known], context["close_e9"].to_numpy()[closed[known]]
+    steps = np.arange(-ROUND_REACH_USD, ROUND_REACH_USD + 1)
+    nearest = np.rint(last / spacing).astype(np.int64)
+    price = ((nearest[:, None] + steps[None, :]) * spacing).ravel()
+    return _rows(np.repeat(start, len(steps)), "ROUND", price.astype(np.int64), contract)
+
+
+def _rows(start_ns: NDArray[np.int64], kind: str, price_e9: NDArray[np.int64], contract: Contract) -> pl.DataFrame:
+    return pl.DataFrame({"start_ns": start_ns, "level_price_e9": price_e9}).select(
+        pl.col("start_ns").cast(pl.Int64),
+        pl.lit(contract.level_codes[kind], dtype=pl.Int8).alias("level_kind"),
+        pl.lit(kind).alias("level_kind_name"),
+        pl.col("level_price_e9").cast(pl.Int64),
+    )
+
+
+def levels_to_files(levels: LevelSet, warmup_sessions: Sequence[str]) -> dict[str, bytes]:
+    """Files of the levels artifact: levels, context and two_minute Parquet tables and levels.json."""
+    two_minute = pl.DataFrame({"end_ns": levels.history.end_ns, "close_e9": levels.history.close_e9})
+    return {
+        "levels.parquet": _parquet(levels.table),
+        "context.parquet": _parquet(levels.context),
+        "two_minute.parquet": _parquet(two_minute),
+        "levels.json": dump_json(
+            {
+                "rolls": [asdict(r) for r in levels.rolls],
+                "warmup_sigma": levels.warmup_sigma,
+                "warmup_sessions": list(warmup_sessions),
+            }
+        ),
+    }
+
+
+def levels_from_files(artifact: Artifact) -> LevelSet:
+    """Read a levels artifact back; its hashes are verified on the way."""
+    meta = artifact.json("levels.json")
+    two_minute = pl.read_parquet(io.BytesIO(artifact.read("two_minute.parquet")))
+    rolls = tuple(Roll(**r) for r in meta["rolls"])
+    return LevelSet(
+        pl.read_parquet(io.BytesIO(artifact.read("levels.parquet"))),
+        pl.read_parquet(io.BytesIO(artifact.read("context.parquet"))),
+        TwoMinuteHistory(two_minute["end_ns"].to_numpy(), two_minute["close_e9"].to_numpy(), rolls),
+        rolls,
+        meta["warmup_sigma"],
+    )
+
+
+def _parquet(frame: pl.DataFrame) -> bytes:
+    buffer = io.BytesIO()
+    frame.write_parquet(buffer, compression="zstd", compression_level=3, statistics=False)
+    return buffer.getvalue()

@@ -1,0 +1,97 @@
+"""Artifacts: published whole, verified on read, equal content hash whatever the time."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from spymaster_assets.errors import ArtifactError, MissingInputError
+from spymaster_assets.store import MANIFEST, ArtifactStore, content_hash, dump_json
+
+
+def test_publish_then_read_returns_the_bytes(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    artifact = store.publish("bars", "2024-05-06", {"a.bin": b"abc"}, inputs={"file": "1"}, metadata={"rows": 3})
+    again = store.load("bars", "2024-05-06")
+    assert again == artifact
+    assert again.read("a.bin") == b"abc"
+    assert again.inputs == {"file": "1"}
+    assert store.keys("bars") == ["2024-05-06"]
+
+
+def test_altered_file_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    artifact = store.publish("bars", "k", {"a.bin": b"abc"})
+    artifact.path("a.bin").write_bytes(b"abd")
+    with pytest.raises(ArtifactError, match=r"altered.*materialize bars \[k\] again"):
+        store.load("bars", "k").read("a.bin")
+
+
+def test_missing_partition_names_the_command(tmp_path: Path) -> None:
+    with pytest.raises(MissingInputError, match="--select bars --partition 2024-05-06"):
+        ArtifactStore(tmp_path).load("bars", "2024-05-06")
+
+
+def test_require_names_every_missing_partition(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    store.publish("bars", "2024-05-06", {"a": b"1"})
+    with pytest.raises(MissingInputError, match=r"2 of 3 partitions: 2024-05-07, 2024-05-08"):
+        store.require("bars", ["2024-05-06", "2024-05-07", "2024-05-08"])
+
+
+def test_provenance_is_outside_the_content_hash() -> None:
+    one = dump_json({"auc": 0.5, "provenance": {"created_at": "2024"}})
+    two = dump_json({"auc": 0.5, "provenance": {"created_at": "2025"}})
+    other = dump_json({"auc": 0.6, "provenance": {"created_at": "2024"}})
+    assert content_hash({"m.json": one}) == content_hash({"m.json": two}) != content_hash({"m.json": other})
+
+
+def test_failed_write_leaves_the_old_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ArtifactStore(tmp_path)
+    store.publish("bars", "k", {"a.bin": b"old"})
+
+    def full_disk(path: Path, data: bytes) -> None:
+        path.write_bytes(data[:1])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("spymaster_assets.store._write_synced", full_disk)
+    with pytest.raises(ArtifactError, match="No space left"):
+        store.publish("bars", "k", {"a.bin": b"new"})
+    monkeypatch.undo()
+    assert store.load("bars", "k").read("a.bin") == b"old"
+    store.publish("bars", "k", {"a.bin": b"new"})
+    assert store.load("bars", "k").read("a.bin") == b"new"
+    assert not [p for p in (tmp_path / "bars" / "k").iterdir() if p.name.startswith(".") and p.is_dir()]
+
+
+def _publish_many(root: Path, value: int) -> None:
+    for _ in range(20):
+        ArtifactStore(root).publish("bars", "k", {"a.bin": bytes([value]) * 1000, "b.bin": bytes([value])})
+
+
+def test_concurrent_writers_never_mix_files(tmp_path: Path) -> None:
+    processes = [multiprocessing.get_context("spawn").Process(target=_publish_many, args=(tmp_path, v)) for v in (1, 2)]
+    for p in processes:
+        p.start()
+    for p in processes:
+        p.join()
+        assert p.exitcode == 0
+    artifact = ArtifactStore(tmp_path).load("bars", "k")
+    assert set(artifact.read("a.bin")) == set(artifact.read("b.bin"))
+
+
+def test_json_refuses_nan() -> None:
+    with pytest.raises(ValueError, match="Out of range"):
+        dump_json({"auc": float("nan")})
+    assert json.loads(dump_json({"b": 1, "a": 2})) == {"a": 2, "b": 1}
+
+
+def test_torn_manifest_is_a_typed_error(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    store.publish("bars", "k", {"a": b"1"})
+    (tmp_path / "bars" / "k" / MANIFEST).write_text("{")
+    with pytest.raises(ArtifactError, match="manifest"):
+        store.load("bars", "k")
