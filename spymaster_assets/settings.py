@@ -241,7 +241,9 @@ class Settings:
                 except ValueError:
                     raise ConfigError(f"{name}={value!r} is not a date", expected="YYYY-MM-DD") from None
         if self.first_session and self.last_session and self.last_session < self.first_session:
-            raise ConfigError("last_session is before first_session", where=f"{self.first_session}..{self.last_session}")
+            raise ConfigError(
+                "last_session is before first_session", where=f"{self.first_session}..{self.last_session}"
+            )
         if self.label.mode not in ("dollars", "volatility"):
             raise ConfigError(f"label mode {self.label.mode!r} is unknown", expected="dollars or volatility")
         if self.split.window not in ("rolling", "expanding"):

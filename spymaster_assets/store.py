@@ -132,12 +132,15 @@ class ArtifactStore:
         if not _intact(target, digests):
             temporary = home / f".{version}-{uuid.uuid4().hex}"
             temporary.mkdir()
-            for name, data in files.items():
-                _write_synced(temporary / name, data)
-            _sync_folder(temporary)
-            if target.exists():
-                target.rename(home / f".torn-{uuid.uuid4().hex}")
-            temporary.rename(target)
+            try:
+                for name, data in files.items():
+                    _write_synced(temporary / name, data)
+                _sync_folder(temporary)
+                if target.exists():
+                    target.rename(home / f".torn-{uuid.uuid4().hex}")
+                temporary.rename(target)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
         write_atomic(home / MANIFEST, dump_json(manifest))
         for stale in home.iterdir():
             if stale.is_dir() and stale.name not in (version, previous):

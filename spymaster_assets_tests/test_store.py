@@ -62,9 +62,9 @@ def test_failed_write_leaves_the_old_artifact(tmp_path: Path, monkeypatch: pytes
         store.publish("bars", "k", {"a.bin": b"new"})
     monkeypatch.undo()
     assert store.load("bars", "k").read("a.bin") == b"old"
+    assert not [p for p in (tmp_path / "bars" / "k").iterdir() if p.name.startswith(".") and p.is_dir()]
     store.publish("bars", "k", {"a.bin": b"new"})
     assert store.load("bars", "k").read("a.bin") == b"new"
-    assert not [p for p in (tmp_path / "bars" / "k").iterdir() if p.name.startswith(".") and p.is_dir()]
 
 
 def _publish_many(root: Path, value: int) -> None:

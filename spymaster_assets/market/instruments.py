@@ -44,7 +44,16 @@ class Instrument:
 
 def _future(symbol: str, tick: float, point_value_usd: float, per_dollar: float, sweep_usd: float) -> Instrument:
     return Instrument(
-        symbol, symbol, "future", round(tick * PRICE_SCALE), point_value_usd, "CMES", "18:00", "17:00", per_dollar, sweep_usd
+        symbol,
+        symbol,
+        "future",
+        round(tick * PRICE_SCALE),
+        point_value_usd,
+        "CMES",
+        "18:00",
+        "17:00",
+        per_dollar,
+        sweep_usd,
     )
 
 

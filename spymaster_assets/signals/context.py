@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -104,7 +105,7 @@ def find_rolls(history: Sequence[SessionBars], current: SessionBars) -> tuple[Ro
     """Contract changes between consecutive sessions of `history` followed by `current`, oldest first."""
     chain = [*history, current]
     rolls = []
-    for before, after in zip(chain[:-1], chain[1:], strict=True):
+    for before, after in itertools.pairwise(chain):
         old, new = before.front_id, after.front_id
         if old is None or new is None or old == new:
             continue

@@ -1,0 +1,188 @@
+"""market_files, ohlcv_bars: what a session's input is, and its bars."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from spymaster_assets.assets.common import Made, each_partition
+from spymaster_assets.errors import MissingInputError
+from spymaster_assets.evaluation import plots
+from spymaster_assets.market.bars import session_bars
+from spymaster_assets.market.files import FileEntry, SessionFiles, register_session
+from spymaster_assets.market.tape import load_session_records
+from spymaster_assets.assets.windows import session_partitions
+from spymaster_assets.partitions import calendar_of
+from spymaster_assets.resources import ArtifactRoot, MarketSource
+from spymaster_assets.settings import TIMEFRAMES_MIN, Settings, fingerprint
+from spymaster_assets.signals.context import SessionBars
+from spymaster_assets.store import Artifact, ArtifactStore, dump_json
+
+MIN_REGULAR_COVERAGE = 0.98
+"""Share of regular-hours minutes with a record below which the coverage check warns."""
+
+
+def market_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecksDefinition]:
+    """Assets and checks of the group 'market' for one deployment."""
+    partitions = session_partitions(settings)
+    calendar = calendar_of(settings.symbol)
+    common: dict[str, Any] = {
+        "partitions_def": partitions,
+        "group_name": "market",
+        "backfill_policy": dg.BackfillPolicy.single_run(),
+    }
+
+    @dg.asset(
+        **common,
+        kinds={"databento", "json"},
+        code_version=fingerprint(settings.symbol, "1"),
+        description="What input a session has: files with hashes, sizes, counts, coverage and the contract in front. "
+        "Refuses truncated, corrupt, disordered or twice-delivered files.",
+    )
+    def market_files(
+        context: dg.AssetExecutionContext, artifacts: ArtifactRoot, source: MarketSource
+    ) -> dg.MaterializeResult[Any]:
+        def make(key: str) -> Made:
+            previous = previous_registration(settings, source.entries, key)
+            found = register_session(source.entries, calendar, settings.instrument, key, previous)
+            artifact = artifacts.store.publish(
+                "market_files",
+                key,
+                {"files.json": dump_json(found.to_json())},
+                inputs={f["name"]: f["sha256"] for f in found.to_json()["files"]},
+            )
+            shown = found.to_json()
+            return Made(
+                artifact,
+                {
+                    "schema": shown["schema"],
+                    "simulated": shown["simulated"],
+                    "files": dg.MetadataValue.json(shown["files"]),
+                    "records": sum(f["session_record_count"] for f in shown["files"]),
+                    "coverage_regular": shown["coverage_regular"],
+                    "coverage_premarket": shown["coverage_premarket"],
+                    "front": dg.MetadataValue.json(shown["front"]),
+                    "contracts": dg.MetadataValue.json(shown["contracts"]),
+                },
+            )
+
+        return each_partition(context, make)
+
+    @dg.asset(
+        **common,
+        deps=[market_files],
+        kinds={"parquet", "numba"},
+        code_version=fingerprint(settings.symbol, TIMEFRAMES_MIN, "1"),
+        description="Bars of 1, 2, 5, 10, 15, 20, 25, 30, 45 and 60 minutes, anchored at the session start, of every outright that traded. "
+        "Prices are int64 in 1e-9 points.",
+    )
+    def ohlcv_bars(
+        context: dg.AssetExecutionContext, artifacts: ArtifactRoot, source: MarketSource
+    ) -> dg.MaterializeResult[Any]:
+        def make(key: str) -> Made:
+            registered = artifacts.store.load("market_files", key)
+            registration = SessionFiles.from_json(registered.json("files.json"))
+            session = calendar.session(key)
+            bars = session_bars(
+                load_session_records(source.folder, registration, session=session), session, registration
+            )
+            buffer = io.BytesIO()
+            bars.write_parquet(buffer, compression="zstd", compression_level=3, statistics=False)
+            artifact = artifacts.store.publish(
+                "ohlcv_bars",
+                key,
+                {f"bars_{key}.parquet": buffer.getvalue()},
+                inputs={"market_files": registered.sha256},
+            )
+            minutes = SessionBars(session, bars).front(1)
+            regular = minutes.filter(
+                pl.col("start_ns").is_between(session.regular_open_ns, session.regular_close_ns - 1)
+            )
+            return Made(
+                artifact,
+                {
+                    "dagster/row_count": bars.height,
+                    "minutes": minutes.height,
+                    "regular_minutes": regular.height,
+                    "volume": int(minutes["volume"].sum()),
+                    "chart": dg.MetadataValue.md(
+                        plots.png_markdown(
+                            plots.session_chart(
+                                minutes, None, None, session, f"{settings.symbol} {key}", settings.simulated
+                            )
+                        )
+                    ),
+                },
+            )
+
+        return each_partition(context, make)
+
+    @dg.asset_check(
+        asset=market_files, partitions_def=partitions, description="Every regular-hours minute has a record."
+    )
+    def regular_hours_are_covered(
+        context: dg.AssetCheckExecutionContext, artifacts: ArtifactRoot
+    ) -> dg.AssetCheckResult:
+        thin: dict[str, Any] = {}
+        for key in context.partition_keys:
+            found = artifacts.store.load("market_files", key).json("files.json")
+            if found["coverage_regular"] < MIN_REGULAR_COVERAGE:
+                thin[key] = {
+                    "coverage": found["coverage_regular"],
+                    "missing_minutes": len(found["missing_regular_minutes"]),
+                }
+        return dg.AssetCheckResult(
+            passed=not thin,
+            severity=dg.AssetCheckSeverity.WARN,
+            metadata={"thin_sessions": dg.MetadataValue.json(thin)},
+        )
+
+    @dg.asset_check(
+        asset=ohlcv_bars, partitions_def=partitions, description="All timeframes agree with the one-minute bars."
+    )
+    def bars_agree(context: dg.AssetCheckExecutionContext, artifacts: ArtifactRoot) -> dg.AssetCheckResult:
+        faults = {key: f for key in context.partition_keys if (f := bar_faults(read_bars(artifacts.store, key)[0]))}
+        return dg.AssetCheckResult(passed=not faults, metadata={"faults": dg.MetadataValue.json(faults)})
+
+    return [market_files, ohlcv_bars, regular_hours_are_covered, bars_agree]
+
+
+def previous_registration(settings: Settings, entries: tuple[FileEntry, ...], key: str) -> SessionFiles | None:
+    """Registration of the session before, read from its files so that the order of materialization cannot matter.
+
+    Only futures need it (its volumes name the front month); None without files, as for the first session of a folder.
+    """
+    if not settings.instrument.is_future:
+        return None
+    calendar = calendar_of(settings.symbol)
+    try:
+        return register_session(entries, calendar, settings.instrument, calendar.previous(key), None)
+    except MissingInputError:
+        return None
+
+
+def read_bars(store: ArtifactStore, key: str) -> tuple[pl.DataFrame, Artifact]:
+    """Bars of one session and their artifact."""
+    artifact = store.load("ohlcv_bars", key)
+    return pl.read_parquet(io.BytesIO(artifact.read(f"bars_{key}.parquet"))), artifact
+
+
+def bar_faults(bars: pl.DataFrame) -> list[str]:
+    """Where bars contradict themselves: prices outside their range, or timeframes with another volume or extreme."""
+    faults = []
+    odd = bars.filter(
+        (pl.col("low_e9") > pl.min_horizontal("open_e9", "close_e9"))
+        | (pl.col("high_e9") < pl.max_horizontal("open_e9", "close_e9"))
+    ).height
+    if odd:
+        faults.append(f"{odd} bars open or close outside their range")
+    totals = bars.group_by("instrument_id", "timeframe_min").agg(
+        pl.col("volume").sum(), pl.col("high_e9").max(), pl.col("low_e9").min()
+    )
+    for column in ("volume", "high_e9", "low_e9"):
+        if (totals.group_by("instrument_id").agg(pl.col(column).n_unique())[column] > 1).any():
+            faults.append(f"timeframes disagree in {column}")
+    return faults

@@ -1,0 +1,268 @@
+"""patchtst_model, tree_bundles, retrieval_index: models of the as-of session, fitted on what its split allows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+import numpy as np
+
+from spymaster_assets.assets.common import Made, each_partition
+from spymaster_assets.assets.datasets import read_part, read_sequences, read_split
+from spymaster_assets.assets.windows import session_partitions, training_window
+from spymaster_assets.contract import load_contract
+from spymaster_assets.datasets.splits import SplitManifest
+from spymaster_assets.evaluation import plots
+from spymaster_assets.models.base import SequenceData
+from spymaster_assets.models.patchtst import PatchTST
+from spymaster_assets.models.trees import fit_bundles, save_bundles
+from spymaster_assets.partitions import calendar_of
+from spymaster_assets.resources import ArtifactRoot, Trackers
+from spymaster_assets.retrieval.index import build_index
+from spymaster_assets.settings import Settings, fingerprint
+from spymaster_assets.store import ArtifactStore, dump_json, git_revision, provenance
+from spymaster_assets.tracking import run_name, track
+
+
+def model_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecksDefinition]:
+    """Assets of the group 'models' for one deployment."""
+    contract = load_contract()
+    calendar = calendar_of(settings.symbol)
+    window = training_window(settings)
+    common: dict[str, Any] = {
+        "partitions_def": session_partitions(settings),
+        "group_name": "models",
+        "backfill_policy": dg.BackfillPolicy.single_run(),
+    }
+
+    def tags(split: SplitManifest, data_sha256: str) -> dict[str, str]:
+        return {
+            "asof": split.asof,
+            "schema_version": contract.schema_version,
+            "dataset_hash": data_sha256,
+            "git_revision": git_revision(),
+            "simulated": str(settings.simulated).lower(),
+        }
+
+    @dg.asset(
+        **common,
+        deps=["split_manifest", dg.AssetDep("sequence_dataset", partition_mapping=window)],
+        kinds={"pytorch", "huggingface"},
+        code_version=fingerprint(settings.patchtst, settings.sequence, contract.sha256, "1"),
+        description="PatchTST over the bars before each touch with static features fused after the backbone: BREAK or BOUNCE, and strength.",
+    )
+    def patchtst_model(
+        context: dg.AssetExecutionContext, artifacts: ArtifactRoot, trackers: Trackers
+    ) -> dg.MaterializeResult[Any]:
+        tracking = trackers.settings
+
+        def make(key: str) -> Made:
+            split, split_artifact = read_split(artifacts.store, key)
+            train, train_inputs = sequence_part(artifacts.store, split, "train")
+            validation, validation_inputs = sequence_part(artifacts.store, split, "validation")
+            inputs = {"split_manifest": split_artifact.sha256, **train_inputs, **validation_inputs}
+            data_sha256 = fingerprint(train_inputs, validation_inputs)
+            name = run_name(
+                "patchtst", contract.schema_version, split.train[0], split.validation[-1], settings.patchtst.seed
+            )
+            with track(
+                tracking,
+                experiment="spymaster_patchtst",
+                run_name=name,
+                params={"patchtst": _plain(settings.patchtst), "split": _plain(settings.split), "asof": key},
+                tags=tags(split, data_sha256),
+            ) as run:
+                model = PatchTST(settings.patchtst, schema_version=contract.schema_version)
+                report = model.fit(train, validation)
+                for epoch, (a, b) in enumerate(
+                    zip(report.history["train_loss"], report.history["validation_loss"], strict=True)
+                ):
+                    run.log_metrics({"train_loss": a, "validation_loss": b}, step=epoch)
+                run.log_metrics(flat_metrics(report.metrics))
+                files = model.save()
+                files["run_metadata.json"] = with_provenance(
+                    files["run_metadata.json"],
+                    {
+                        "dataset_hash": data_sha256,
+                        "asof": key,
+                        "simulated": settings.simulated,
+                        "inputs": inputs,
+                        "run_name": name,
+                    },
+                )
+                for file, data in {**files, "features.json": contract.text.encode()}.items():
+                    run.log_artifact(data, file)
+            artifact = artifacts.store.publish("patchtst_model", key, files, inputs=inputs, metadata=dict(run.ids))
+            return Made(
+                artifact,
+                {
+                    "train_rows": len(train.y_break),
+                    "validation_rows": len(validation.y_break),
+                    "metrics": dg.MetadataValue.json(report.metrics),
+                    "loss": dg.MetadataValue.md(
+                        plots.png_markdown(plots.loss_curves(report.history, report.best_epoch, settings.simulated))
+                    ),
+                    "run_name": name,
+                    "simulated": settings.simulated,
+                },
+            )
+
+        return each_partition(context, make)
+
+    @dg.asset(
+        **common,
+        deps=["split_manifest", dg.AssetDep("signals", partition_mapping=window)],
+        kinds={"xgboost"},
+        code_version=fingerprint(settings.tree, contract.sha256, "1"),
+        description="XGBoost heads tradeable_2, direction and strength for 2, 4 and 8 minutes, stage A (known at the touch) and B (known at "
+        "confirmation); a head with too few positives is skipped with its reason.",
+    )
+    def tree_bundles(
+        context: dg.AssetExecutionContext, artifacts: ArtifactRoot, trackers: Trackers
+    ) -> dg.MaterializeResult[Any]:
+        tracking = trackers.settings
+
+        def make(key: str) -> Made:
+            split, split_artifact = read_split(artifacts.store, key)
+            train, validation = (
+                read_part(artifacts.store, split, "train"),
+                read_part(artifacts.store, split, "validation"),
+            )
+            inputs = {"split_manifest": split_artifact.sha256, **{f"signals[{k}]": v for k, v in split.inputs.items()}}
+            data_sha256 = fingerprint(split.inputs)
+            name = run_name(
+                "boosted_trees", contract.schema_version, split.train[0], split.validation[-1], settings.tree.seed
+            )
+            with track(
+                tracking,
+                experiment="spymaster_boosted_trees",
+                run_name=name,
+                params={"tree": _plain(settings.tree), "split": _plain(settings.split), "asof": key},
+                tags=tags(split, data_sha256),
+            ) as run:
+                bundles = fit_bundles(
+                    train,
+                    validation,
+                    contract,
+                    settings.tree,
+                    sessions={
+                        "train": list(split.train),
+                        "validation": list(split.validation),
+                        "test": list(split.test),
+                    },
+                    data_sha256=data_sha256,
+                    provenance=provenance(),
+                    schema_version=contract.schema_version,
+                    simulated=settings.simulated,
+                )
+                files = save_bundles(bundles)
+                for bundle in bundles.bundles:
+                    run.log_metrics(flat_metrics(bundle.meta["metrics"], prefix=bundle.name))
+                run.log_artifact(files["metadata.json"], "metadata.json")
+                for file in sorted(files):
+                    if file != "metadata.json":
+                        run.log_artifact(files[file], file)
+            artifact = artifacts.store.publish("tree_bundles", key, files, inputs=inputs, metadata=dict(run.ids))
+            return Made(
+                artifact,
+                {
+                    "train_rows": train.height,
+                    "validation_rows": validation.height,
+                    "heads": len(bundles.bundles),
+                    "skipped": dg.MetadataValue.json([s.to_json() for s in bundles.skipped]),
+                    "validation": dg.MetadataValue.json({b.name: b.meta["metrics"] for b in bundles.bundles}),
+                    "run_name": name,
+                    "simulated": settings.simulated,
+                },
+            )
+
+        return each_partition(context, make)
+
+    @dg.asset(
+        **common,
+        deps=["split_manifest", dg.AssetDep("signals", partition_mapping=window)],
+        kinds={"numpy"},
+        code_version=fingerprint(settings.retrieval, contract.sha256, "1"),
+        description="Exact nearest neighbours among touches whose label was known before this session: robust scaling, filters by level kind "
+        "and direction with a stated fallback, at most two neighbours a session.",
+    )
+    def retrieval_index(
+        context: dg.AssetExecutionContext, artifacts: ArtifactRoot, trackers: Trackers
+    ) -> dg.MaterializeResult[Any]:
+        tracking = trackers.settings
+
+        def make(key: str) -> Made:
+            split, split_artifact = read_split(artifacts.store, key)
+            rows = read_part(artifacts.store, split, "train").vstack(read_part(artifacts.store, split, "validation"))
+            inputs = {"split_manifest": split_artifact.sha256, **{f"signals[{k}]": v for k, v in split.inputs.items()}}
+            data_sha256 = fingerprint(split.inputs)
+            name = run_name(
+                "retrieval", contract.schema_version, split.train[0], split.validation[-1], settings.retrieval.k
+            )
+            with track(
+                tracking,
+                experiment="spymaster_retrieval",
+                run_name=name,
+                params={"retrieval": _plain(settings.retrieval), "split": _plain(settings.split), "asof": key},
+                tags=tags(split, data_sha256),
+            ) as run:
+                index = build_index(
+                    rows,
+                    contract,
+                    settings.retrieval,
+                    calendar.session(key).regular_open_ns,
+                    settings.label.primary_delay,
+                )
+                files = index.save()
+                run.log_metrics({"rows": index.X.shape[0], "features": index.X.shape[1]})
+                for file, data in files.items():
+                    run.log_artifact(data, file)
+            artifact = artifacts.store.publish("retrieval_index", key, files, inputs=inputs, metadata=dict(run.ids))
+            return Made(
+                artifact,
+                {
+                    "rows": int(index.X.shape[0]),
+                    "features": int(index.X.shape[1]),
+                    "sessions": int(len(np.unique(index.date))),
+                    "run_name": name,
+                    "simulated": settings.simulated,
+                },
+            )
+
+        return each_partition(context, make)
+
+    return [patchtst_model, tree_bundles, retrieval_index]
+
+
+def sequence_part(store: ArtifactStore, split: SplitManifest, part: str) -> tuple[SequenceData, dict[str, str]]:
+    """Sequences of one part of a split without its purged rows, and the hashes of what was read."""
+    purged = np.array([p["event_id"] for p in split.purged] or [""])
+    pieces, inputs = [], {}
+    for key in getattr(split, part):
+        arrays, artifact = read_sequences(store, key)
+        inputs[f"sequence_dataset[{key}]"] = artifact.sha256
+        pieces.append(SequenceData.from_arrays(arrays, key).select(~np.isin(arrays["event_id"], purged)))
+    return SequenceData.concatenate(pieces), inputs
+
+
+def with_provenance(data: bytes, extra: Mapping[str, Any]) -> bytes:
+    """JSON bytes with further fields and, outside the content hash, time and revision."""
+    return dump_json({**json.loads(data), **extra, "provenance": provenance()})
+
+
+def flat_metrics(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Nested metrics as dotted names; values that are not numbers are left out."""
+    out: dict[str, float] = {}
+    for name, value in metrics.items():
+        path = f"{prefix}.{name}" if prefix else name
+        if isinstance(value, Mapping):
+            out |= flat_metrics(value, path)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            out[path] = float(value)
+    return out
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    return dict(vars(settings))

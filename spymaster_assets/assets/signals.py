@@ -1,0 +1,209 @@
+"""levels, signals: what is known of each level, its touches, their features and labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from spymaster_assets.assets.common import Made, each_partition
+from spymaster_assets.assets.market import read_bars
+from spymaster_assets.contract import load_contract
+from spymaster_assets.evaluation import plots
+from spymaster_assets.market.files import SessionFiles
+from spymaster_assets.market.tape import SessionTape, load_tape
+from spymaster_assets.assets.windows import session_partitions, warmup_window
+from spymaster_assets.partitions import calendar_of
+from spymaster_assets.resources import ArtifactRoot, MarketSource
+from spymaster_assets.settings import DELAYS_S, Settings, fingerprint
+from spymaster_assets.signals.build import SignalSet, build_signals, signals_from_parquet, signals_to_parquet
+from spymaster_assets.signals.checks import feed_faults, signal_faults
+from spymaster_assets.signals.context import SessionBars
+from spymaster_assets.signals.levels import build_levels, levels_from_files, levels_to_files
+from spymaster_assets.store import Artifact, ArtifactStore
+
+
+def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecksDefinition]:
+    """Assets and checks of the group 'signals' for one deployment."""
+    partitions = session_partitions(settings)
+    calendar = calendar_of(settings.symbol)
+    contract = load_contract()
+    common: dict[str, Any] = {
+        "partitions_def": partitions,
+        "group_name": "signals",
+        "backfill_policy": dg.BackfillPolicy.single_run(),
+    }
+
+    @dg.asset(
+        **common,
+        deps=[dg.AssetDep("ohlcv_bars", partition_mapping=warmup_window(settings)), "market_files"],
+        kinds={"parquet"},
+        code_version=fingerprint(settings.symbol, settings.signal, contract.level_codes, "1"),
+        description="Levels as they were known when each regular-hours minute opened, and the minute context behind them; "
+        "averages reach over warm-up sessions and are adjusted at contract rolls.",
+    )
+    def levels(context: dg.AssetExecutionContext, artifacts: ArtifactRoot) -> dg.MaterializeResult[Any]:
+        def make(key: str) -> Made:
+            registered = artifacts.store.load("market_files", key)
+            observed_until_ns = registered.json("files.json")["observed_until_ns"]
+            bars, own = read_bars(artifacts.store, key)
+            warmup_keys = warmup_sessions(settings, key)
+            warmup, inputs = [], {f"ohlcv_bars[{key}]": own.sha256, "market_files": registered.sha256}
+            for earlier in artifacts.store.require("ohlcv_bars", warmup_keys):
+                frame, _ = read_bars(artifacts.store, earlier.key)
+                warmup.append(SessionBars(calendar.session(earlier.key), frame))
+                inputs[f"ohlcv_bars[{earlier.key}]"] = earlier.sha256
+            found = build_levels(
+                SessionBars(calendar.session(key), bars),
+                warmup,
+                settings.instrument,
+                settings.signal,
+                contract,
+                observed_until_ns,
+            )
+            artifact = artifacts.store.publish("levels", key, levels_to_files(found, warmup_keys), inputs=inputs)
+            kinds = found.table.group_by("level_kind_name").len().sort("len", descending=True)
+            return Made(
+                artifact,
+                {
+                    "dagster/row_count": found.table.height,
+                    "warmup_sessions": dg.MetadataValue.json(warmup_keys),
+                    "warmup_is_complete": len(warmup_keys) == settings.signal.sma_warmup_sessions,
+                    "rolls": dg.MetadataValue.json([r.to_json() for r in found.rolls]),
+                    "rows_by_kind": dg.MetadataValue.json(dict(kinds.iter_rows())),
+                },
+            )
+
+        return each_partition(context, make)
+
+    @dg.asset(
+        **common,
+        deps=[levels, "ohlcv_bars", "market_files"],
+        kinds={"parquet", "numba"},
+        code_version=fingerprint(settings.symbol, settings.signal, settings.label, contract.sha256, "1"),
+        description="One row per touch episode with every feature and label of features.json, sorted, with schema version and contract hash "
+        "in the file.",
+    )
+    def signals(
+        context: dg.AssetExecutionContext, artifacts: ArtifactRoot, source: MarketSource
+    ) -> dg.MaterializeResult[Any]:
+        def make(key: str) -> Made:
+            session = calendar.session(key)
+            registered = artifacts.store.load("market_files", key)
+            registration = SessionFiles.from_json(registered.json("files.json"))
+            level_artifact = artifacts.store.load("levels", key)
+            level_set = levels_from_files(level_artifact)
+            tape: SessionTape | None = None
+            if registration.schema == "trades":
+                tape = load_tape(source.folder, registration, session=session)
+            made = build_signals(
+                level_set,
+                tape,
+                session,
+                settings.instrument,
+                registration.front_id,
+                settings.signal,
+                settings.label,
+                contract,
+                registration.observed_until_ns,
+                settings.simulated,
+            )
+            artifact = artifacts.store.publish(
+                "signals",
+                key,
+                {f"signals_{key}.parquet": signals_to_parquet(made)},
+                inputs={
+                    "levels": level_artifact.sha256,
+                    "market_files": registered.sha256,
+                    "contract": contract.sha256,
+                },
+            )
+            bars = read_bars(artifacts.store, key)[0]
+            minutes = SessionBars(session, bars).front(1)
+            title = f"{settings.symbol} {key}: {made.frame.height} touches"
+            chart = plots.session_chart(minutes, made.frame, level_set.table, session, title, settings.simulated)
+            return Made(
+                artifact,
+                {
+                    "dagster/row_count": made.frame.height,
+                    "label_source": made.metadata["label_source"],
+                    "label_mode": made.metadata["label_mode"],
+                    "label_balance": dg.MetadataValue.md(
+                        plots.png_markdown(plots.label_balance(label_counts(made.frame), settings.simulated))
+                    ),
+                    "base_rates": dg.MetadataValue.json(made.metadata["base_rates"]),
+                    "null_share": dg.MetadataValue.json(
+                        {k: v for k, v in made.metadata["null_share"].items() if v > 0}
+                    ),
+                    "simulated": settings.simulated,
+                    "chart": dg.MetadataValue.md(plots.png_markdown(chart)),
+                },
+            )
+
+        return each_partition(context, make)
+
+    @dg.asset_check(
+        asset=signals,
+        partitions_def=partitions,
+        description="Columns, dtypes, value sets and ids follow features.json.",
+    )
+    def signals_follow_the_contract(
+        context: dg.AssetCheckExecutionContext, artifacts: ArtifactRoot
+    ) -> dg.AssetCheckResult:
+        faults = {
+            key: f
+            for key in context.partition_keys
+            if (f := contract.violations(read_signals(artifacts.store, key)[0].frame))
+        }
+        return dg.AssetCheckResult(passed=not faults, metadata={"faults": dg.MetadataValue.json(faults)})
+
+    @dg.asset_check(
+        asset=signals, partitions_def=partitions, description="Geometry, hours and label logic of every touch hold."
+    )
+    def signals_hold_invariants(context: dg.AssetCheckExecutionContext, artifacts: ArtifactRoot) -> dg.AssetCheckResult:
+        faults = {
+            key: f
+            for key in context.partition_keys
+            if (f := signal_faults(read_signals(artifacts.store, key)[0].frame, calendar.session(key), settings.signal))
+        }
+        return dg.AssetCheckResult(passed=not faults, metadata={"faults": dg.MetadataValue.json(faults)})
+
+    @dg.asset_check(
+        asset=signals, partitions_def=partitions, description="Nulls are where a feed is missing, and only there."
+    )
+    def nulls_match_the_feeds(context: dg.AssetCheckExecutionContext, artifacts: ArtifactRoot) -> dg.AssetCheckResult:
+        faults: dict[str, list[str]] = {}
+        for key in context.partition_keys:
+            frame = read_signals(artifacts.store, key)[0].frame
+            feeds = {"bars"} | ({"trades"} if frame.height and frame["label_source"][0] == "trades" else set())
+            feeds |= {"side"} if frame["tape_imbalance"].null_count() < frame.height else set()
+            if found := feed_faults(frame, contract, feeds):
+                faults[key] = found
+        return dg.AssetCheckResult(
+            passed=not faults, severity=dg.AssetCheckSeverity.WARN, metadata={"faults": dg.MetadataValue.json(faults)}
+        )
+
+    return [levels, signals, signals_follow_the_contract, signals_hold_invariants, nulls_match_the_feeds]
+
+
+def warmup_sessions(settings: Settings, key: str) -> list[str]:
+    """The sessions before `key` that its averages reach back to, oldest first; fewer at the first partitions."""
+    calendar = calendar_of(settings.symbol)
+    keys = [calendar.previous(key, n) for n in range(settings.signal.sma_warmup_sessions, 0, -1)]
+    return [k for k in keys if k >= settings.first_session]
+
+
+def read_signals(store: ArtifactStore, key: str) -> tuple[SignalSet, Artifact]:
+    """Signals of one session and their artifact."""
+    artifact = store.load("signals", key)
+    name = f"signals_{key}.parquet"
+    return signals_from_parquet(artifact.read(name), load_contract(), str(artifact.folder / name)), artifact
+
+
+def label_counts(frame: pl.DataFrame) -> dict[str, dict[str, int]]:
+    """{delay: {outcome: rows}} of a signals frame."""
+    return {
+        delay: {str(r[0]): int(r[1]) for r in frame[f"outcome_{delay}"].value_counts(sort=True).iter_rows()}
+        for delay in DELAYS_S
+    }

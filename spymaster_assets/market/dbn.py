@@ -1,0 +1,311 @@
+"""DBN files in: headers without trust in names, records straight into arrays, every fault as one typed error."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import databento_dbn
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+from spymaster_assets.errors import MarketDataError
+
+TRADE_DTYPE = np.dtype(
+    [
+        ("length", "u1"), ("rtype", "u1"), ("publisher_id", "<u2"), ("instrument_id", "<u4"), ("ts_event", "<u8"),
+        ("price", "<i8"), ("size", "<u4"), ("action", "S1"), ("side", "S1"), ("flags", "u1"), ("depth", "u1"),
+        ("ts_recv", "<u8"), ("ts_in_delta", "<i4"), ("sequence", "<u4"),
+    ]
+)  # fmt: skip
+"""Record of the schema `trades`: 48 bytes in all DBN versions."""
+OHLCV_DTYPE = np.dtype(
+    [
+        ("length", "u1"), ("rtype", "u1"), ("publisher_id", "<u2"), ("instrument_id", "<u4"), ("ts_event", "<u8"),
+        ("open", "<i8"), ("high", "<i8"), ("low", "<i8"), ("close", "<i8"), ("volume", "<u8"),
+    ]
+)  # fmt: skip
+"""Record of the ohlcv schemas: 56 bytes in all DBN versions; ts_event is the bar's start."""
+SCHEMAS: dict[str, tuple[np.dtype, int]] = {
+    "trades": (TRADE_DTYPE, 0x00),
+    "ohlcv-1s": (OHLCV_DTYPE, 0x20),
+    "ohlcv-1m": (OHLCV_DTYPE, 0x21),
+}
+"""Schemas that can be read: record layout and record type."""
+BAR_SECONDS = {"ohlcv-1s": 1, "ohlcv-1m": 60}
+UNDEFINED_PRICE = np.iinfo(np.int64).max
+UNDEFINED_TIME = np.iinfo(np.uint64).max
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_SKIPPABLE_MAGIC = range(0x184D2A50, 0x184D2A60)
+_GROWTH = 8 << 20
+_REMEDY = "download the file again and compare its size and hash with the vendor's"
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """One instrument id of a file with its raw symbol and the days for which the mapping holds (end excluded)."""
+
+    instrument_id: int
+    raw_symbol: str
+    start_date: date
+    end_date: date
+
+
+@dataclass(frozen=True)
+class DbnHeader:
+    """What a DBN file says of itself; start_ns and end_ns are the requested range (end_ns None when open)."""
+
+    path: Path
+    version: int
+    dataset: str
+    schema: str
+    start_ns: int
+    end_ns: int | None
+    symbols: tuple[Symbol, ...]
+    ts_out: bool
+    compressed: bool
+    data_offset: int
+
+
+def read_header(path: Path) -> DbnHeader:
+    """Header of a `.dbn` or `.dbn.zst` file, told apart by content; reads the first bytes only.
+
+    Raises MarketDataError when the file is empty, is not DBN or its header is damaged.
+    """
+    with _typed(path), path.open("rb") as f:
+        magic = f.read(4)
+        if not magic:
+            raise MarketDataError("the file is empty", where=str(path), expected="a DBN file", remedy=_REMEDY)
+        f.seek(0)
+        compressed = magic == _ZSTD_MAGIC
+        if compressed:
+            with zstandard.ZstdDecompressor().stream_reader(f, read_across_frames=True) as reader:
+                return _parse_header(path, reader.read, compressed)
+        return _parse_header(path, f.read, compressed)
+
+
+def read_records(path: Path) -> NDArray[np.void]:
+    """All records of a file as a structured array (TRADE_DTYPE or OHLCV_DTYPE), in file order.
+
+    Raises MarketDataError when the file is truncated, corrupt, of an unknown schema, out of receive order or holds impossible
+    prices. The whole file is decompressed once, into one buffer that the array views.
+    """
+    with _typed(path):
+        raw = path.read_bytes()
+        header = read_header(path)
+        if header.schema not in SCHEMAS:
+            raise MarketDataError(
+                f"schema {header.schema!r} is not read here",
+                where=str(path),
+                expected=f"one of {', '.join(SCHEMAS)}",
+                remedy="keep other schemas in another folder",
+            )
+        buffer = _decompress(path, raw) if header.compressed else np.frombuffer(raw, np.uint8)
+        records = _view(path, buffer, header)
+        _refuse_disorder(path, records, header)
+        return records
+
+
+def time_field(schema: str) -> str:
+    """Field that orders a schema's records: receive time of trades, start time of bars."""
+    return "ts_recv" if schema == "trades" else "ts_event"
+
+
+def _parse_header(path: Path, read, compressed: bool) -> DbnHeader:  # type: ignore[no-untyped-def]
+    prefix = _read_exactly(path, read, 8)
+    if prefix[:3] != b"DBN":
+        raise MarketDataError(
+            "not a DBN file: it has no DBN header", where=str(path), expected="bytes 'DBN' first", remedy=_REMEDY
+        )
+    version, length = prefix[3], struct.unpack("<I", prefix[4:])[0]
+    if version not in (1, 2, 3):
+        raise MarketDataError(f"DBN version {version} is unknown", where=str(path), expected="1, 2 or 3")
+    if length > 1 << 28:
+        raise MarketDataError(
+            f"header claims {length} bytes", where=str(path), expected="under 256 MiB", remedy=_REMEDY
+        )
+    body = _read_exactly(path, read, length)
+    meta = databento_dbn.Metadata.decode(prefix + body)
+    if meta.schema is None:
+        raise MarketDataError("the file names no schema", where=str(path), expected=f"one of {', '.join(SCHEMAS)}")
+    end = meta.end
+    return DbnHeader(
+        path=path,
+        version=version,
+        dataset=str(meta.dataset),
+        schema=str(meta.schema),
+        start_ns=int(meta.start),
+        end_ns=None if end in (None, 0, UNDEFINED_TIME) else int(end),
+        symbols=_symbols(meta),
+        ts_out=bool(meta.ts_out),
+        compressed=compressed,
+        data_offset=8 + length,
+    )
+
+
+def _symbols(meta: databento_dbn.Metadata) -> tuple[Symbol, ...]:
+    by_id = str(meta.stype_out) == "instrument_id"
+    out = []
+    for name, intervals in meta.mappings.items():
+        for part in intervals:
+            other = str(part["symbol"])
+            number, text = (other, name) if by_id else (name, other)
+            if number.isdigit():
+                out.append(Symbol(int(number), text, part["start_date"], part["end_date"]))
+    return tuple(sorted(out, key=lambda s: (s.instrument_id, s.start_date)))
+
+
+def _read_exactly(path: Path, read, n: int) -> bytes:  # type: ignore[no-untyped-def]
+    data = b""
+    while len(data) < n:
+        piece = read(n - len(data))
+        if not piece:
+            raise MarketDataError(f"the header ends after {len(data)} of {n} bytes", where=str(path), remedy=_REMEDY)
+        data += piece
+    return data
+
+
+def _decompress(path: Path, raw: bytes) -> NDArray[np.uint8]:
+    """Decompressed bytes of all frames, in one array; refuses a frame that does not end."""
+    sizes = [size for size in _frame_sizes(path, raw)]
+    total = sum(s for s in sizes if s is not None)
+    exact = None not in sizes
+    out = np.empty(total if exact else max(_GROWTH, 8 * len(raw)), np.uint8)
+    filled = 0
+    with zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as reader:
+        while True:
+            if filled == len(out):
+                if exact:
+                    break
+                out = np.resize(out, 2 * len(out))
+            n = reader.readinto(memoryview(out)[filled:])  # type: ignore[arg-type]
+            if n == 0:
+                break
+            filled += n
+    if exact and filled != total:
+        raise MarketDataError(f"decompresses to {filled} of {total} bytes", where=str(path), remedy=_REMEDY)
+    return out[:filled]
+
+
+def _frame_sizes(path: Path, raw: bytes) -> Iterator[int | None]:
+    """Declared content size of each zstd frame, None where not declared; walks block headers to prove that each frame ends."""
+    at = 0
+    while at < len(raw):
+        if len(raw) - at >= 8 and struct.unpack_from("<I", raw, at)[0] in _SKIPPABLE_MAGIC:
+            at += 8 + struct.unpack_from("<I", raw, at + 4)[0]
+            continue
+        if raw[at : at + 4] != _ZSTD_MAGIC or at + 5 > len(raw):
+            raise _truncated(path, at, "a zstd frame starts there but its header is damaged or cut off")
+        descriptor = raw[at + 4]
+        single = bool(descriptor & 0x20)
+        dictionary = (0, 1, 2, 4)[descriptor & 3]
+        flag = descriptor >> 6
+        size_bytes = (1 if single else 0, 2, 4, 8)[flag]
+        position = at + 5 + (0 if single else 1) + dictionary
+        if position + size_bytes > len(raw):
+            raise _truncated(path, position, "the file ends inside a frame header")
+        size = (
+            int.from_bytes(raw[position : position + size_bytes], "little") + (256 if flag == 1 else 0)
+            if size_bytes
+            else None
+        )
+        position += size_bytes
+        last = False
+        while not last:
+            if position + 3 > len(raw):
+                raise _truncated(path, position, "the file ends where a block should begin")
+            block = int.from_bytes(raw[position : position + 3], "little")
+            last = bool(block & 1)
+            position += 3 + (1 if (block >> 1) & 3 == 1 else block >> 3)
+        position += 4 if descriptor & 4 else 0
+        if position > len(raw):
+            raise _truncated(path, len(raw), "the file ends inside a block")
+        yield size
+        at = position
+
+
+def _truncated(path: Path, at: int, reason: str) -> MarketDataError:
+    return MarketDataError(
+        f"truncated or corrupt zstd data: {reason}",
+        where=f"{path}, byte {at}",
+        expected="complete frames",
+        remedy=_REMEDY,
+    )
+
+
+def _view(path: Path, buffer: NDArray[np.uint8], header: DbnHeader) -> NDArray[np.void]:
+    dtype, rtype = SCHEMAS[header.schema]
+    stride = dtype.itemsize + (8 if header.ts_out else 0)
+    body = buffer[header.data_offset :]
+    if len(body) % stride:
+        raise MarketDataError(
+            f"the last record is cut off: {len(body)} bytes of records",
+            where=str(path),
+            expected=f"a multiple of {stride}",
+            remedy=_REMEDY,
+        )
+    if header.ts_out:
+        dtype = np.dtype({"names": dtype.names, "formats": [dtype[n] for n in dtype.names or ()],
+                          "offsets": [(dtype.fields or {})[n][1] for n in dtype.names or ()], "itemsize": stride})  # fmt: skip
+    records = np.frombuffer(body.data, dtype)
+    if len(records):
+        odd = (records["rtype"] != rtype) | (records["length"] != stride // 4)
+        if odd.any():
+            raise MarketDataError(
+                f"record {int(odd.argmax())} has type {int(records['rtype'][odd.argmax()])} and length "
+                f"{int(records['length'][odd.argmax()])}",
+                where=str(path),
+                expected=f"type {rtype} and length {stride // 4} as schema {header.schema} has",
+                remedy=_REMEDY,
+            )
+    return records
+
+
+def _refuse_disorder(path: Path, records: NDArray[np.void], header: DbnHeader) -> None:
+    if not len(records):
+        return
+    field = time_field(header.schema)
+    times = records[field]
+    back = times[1:] < times[:-1]
+    if back.any():
+        at = int(back.argmax()) + 1
+        raise MarketDataError(
+            f"{field} runs backwards at record {at}: {int(times[at])} after {int(times[at - 1])}",
+            where=str(path),
+            expected="records in receive order",
+            remedy="a file was joined from pieces or delivered twice; download it again",
+        )
+    if header.schema == "trades":
+        bad = (records["price"] == UNDEFINED_PRICE) | (times == UNDEFINED_TIME)
+        reason = "an undefined price or time"
+    else:
+        o, h, low, c = (records[n] for n in ("open", "high", "low", "close"))
+        bad = (h == UNDEFINED_PRICE) | (low > o) | (low > c) | (h < o) | (h < c)
+        reason = "an undefined price, or open or close outside [low, high]"
+    if bad.any():
+        raise MarketDataError(f"record {int(bad.argmax())} has {reason}", where=str(path), remedy=_REMEDY)
+
+
+@contextmanager
+def _typed(path: Path) -> Iterator[None]:
+    """Turn whatever a decoder raises, a Rust panic included, into one MarketDataError."""
+    try:
+        yield
+    except MarketDataError:
+        raise
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+        raise
+    except FileNotFoundError:
+        raise MarketDataError("no such file", where=str(path), remedy="check SPYMASTER_DBN_DIR") from None
+    except BaseException as error:  # a pyo3 PanicException is no Exception
+        raise MarketDataError(
+            f"cannot be decoded: {type(error).__name__}: {error}",
+            where=str(path),
+            expected="a whole DBN file",
+            remedy=_REMEDY,
+        ) from error

@@ -1,0 +1,317 @@
+"""What input a session has: the files, what they hold, how well they cover it and which contract is in front."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, date, datetime
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spymaster_assets.errors import MarketDataError, MissingInputError
+from spymaster_assets.market.calendar import Session, TradingCalendar
+from spymaster_assets.market.contracts import ContractVolume, Front, choose_front, is_outright
+from spymaster_assets.market.dbn import BAR_SECONDS, SCHEMAS, DbnHeader, read_header, read_records, time_field
+from spymaster_assets.market.instruments import Instrument
+from spymaster_assets.settings import MINUTE_NS, NS
+from spymaster_assets.store import file_sha256
+
+SIMULATED_MARK = "SIMULATED.json"
+"""A folder that holds this file is a simulated market."""
+SUFFIXES = (".dbn", ".dbn.zst")
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One DBN file of the folder: its name relative to it, and its header."""
+
+    name: str
+    header: DbnHeader
+
+    @property
+    def path(self) -> Path:
+        """Where the file lies."""
+        return self.header.path
+
+    def overlaps(self, open_ns: int, close_ns: int) -> bool:
+        """True when the range that the header states meets [open_ns, close_ns)."""
+        return self.header.start_ns < close_ns and (self.header.end_ns is None or self.header.end_ns > open_ns)
+
+
+@dataclass(frozen=True)
+class RegisteredFile:
+    """One file of a session: identity, counts and the receive times of its records within the session."""
+
+    name: str
+    sha256: str
+    size_bytes: int
+    dataset: str
+    schema: str
+    version: int
+    record_count: int
+    session_record_count: int
+    first_ns: int
+    last_ns: int
+
+
+@dataclass(frozen=True)
+class SessionFiles:
+    """The input of one session.
+
+    observed_until_ns: the input is complete up to here. coverage_*: share of minutes in which the front contract has a record.
+    """
+
+    session: str
+    symbol: str
+    schema: str
+    simulated: bool
+    files: tuple[RegisteredFile, ...]
+    first_ns: int
+    last_ns: int
+    observed_until_ns: int
+    coverage_premarket: float
+    coverage_regular: float
+    missing_regular_minutes: tuple[str, ...]
+    contracts: tuple[ContractVolume, ...]
+    front: Front
+
+    @property
+    def front_id(self) -> int:
+        """Instrument id of the contract in front."""
+        return self.front.instrument_id
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able form."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> SessionFiles:
+        """Inverse of `to_json`."""
+        return cls(
+            **{
+                **raw,
+                "files": tuple(RegisteredFile(**f) for f in raw["files"]),
+                "missing_regular_minutes": tuple(raw["missing_regular_minutes"]),
+                "contracts": tuple(ContractVolume(**c) for c in raw["contracts"]),
+                "front": Front(**raw["front"]),
+            }
+        )
+
+
+def scan_folder(dbn_dir: Path) -> tuple[FileEntry, ...]:
+    """Headers of every DBN file below a folder, sorted by name; raise MissingInputError when the folder does not exist."""
+    if not dbn_dir.is_dir():
+        raise MissingInputError(
+            "the folder of DBN files does not exist",
+            where=str(dbn_dir),
+            remedy="set SPYMASTER_DBN_DIR or run `make demo`",
+        )
+    paths = sorted(p for p in dbn_dir.rglob("*") if p.is_file() and p.name.endswith(SUFFIXES))
+    return tuple(FileEntry(p.relative_to(dbn_dir).as_posix(), read_header(p)) for p in paths)
+
+
+def covers(entries: Sequence[FileEntry], session: Session) -> bool:
+    """True when the ranges that the headers state reach over the session's regular hours without a gap."""
+    reached = session.regular_open_ns
+    for entry in sorted(entries, key=lambda e: e.header.start_ns):
+        if entry.header.schema in SCHEMAS and entry.header.start_ns <= reached:
+            reached = max(reached, session.close_ns if entry.header.end_ns is None else entry.header.end_ns)
+    return reached >= session.regular_close_ns and any(e.overlaps(session.open_ns, session.close_ns) for e in entries)
+
+
+def register_session(
+    entries: Sequence[FileEntry],
+    calendar: TradingCalendar,
+    instrument: Instrument,
+    session_key: str,
+    previous: SessionFiles | None,
+) -> SessionFiles:
+    """Find, read and judge the input of a session.
+
+    Trades are preferred to ohlcv-1s to ohlcv-1m. Raises MissingInputError when no file holds a record of the instrument in the session,
+    MarketDataError when a file cannot be trusted or records were delivered twice.
+    """
+    session = calendar.session(session_key)
+    candidates = [e for e in entries if e.overlaps(session.open_ns, session.close_ns)]
+    known = [e for e in candidates if e.header.schema in SCHEMAS]
+    if candidates and not known:
+        raise MarketDataError(
+            f"no file of session {session_key} has a schema that can be read",
+            where=", ".join(f"{e.name} ({e.header.schema})" for e in candidates[:5]),
+            expected=f"one of {', '.join(SCHEMAS)}",
+            remedy="download the schema trades",
+        )
+    for schema in SCHEMAS:
+        parts = []
+        for entry in known:
+            if entry.header.schema != schema:
+                continue
+            records = read_records(entry.path)
+            inside = _inside(records, schema, session)
+            if len(inside):
+                parts.append((entry, len(records), inside))
+        if parts:
+            found = _register(parts, schema, session, instrument, previous)
+            if found is not None:
+                return found
+    raise MissingInputError(
+        f"no {instrument.symbol} record for session {session_key}",
+        where=f"{len(entries)} files, {len(candidates)} of which state to cover it: {', '.join(e.name for e in candidates[:5]) or 'none'}",
+        expected=f"records from {_utc(session.open_ns)} to {_utc(session.close_ns)}",
+        remedy="put the session's DBN files into SPYMASTER_DBN_DIR, or choose SPYMASTER_INSTRUMENT to match them",
+    )
+
+
+def _register(
+    parts: list[tuple[FileEntry, int, NDArray[np.void]]],
+    schema: str,
+    session: Session,
+    instrument: Instrument,
+    previous: SessionFiles | None,
+) -> SessionFiles | None:
+    files = tuple(_registered(entry, count, inside, schema) for entry, count, inside in parts)
+    _refuse_same_file(files)
+    _refuse_overlap(parts, schema)
+    field = time_field(schema)
+    records = np.concatenate([inside for _, _, inside in parts])
+    symbols = symbols_of([e.header for e, _, _ in parts], session.key)
+    contracts = tuple(_volumes(records, schema, session, instrument, symbols))
+    front = choose_front(contracts, previous.contracts if previous else (), previous.front if previous else None)
+    if front is None:
+        return None
+    times = np.sort(records[field][records["instrument_id"] == front.instrument_id].astype(np.int64))
+    regular = _minutes(times, session.regular_open_ns, session.regular_close_ns)
+    premarket = _minutes(times, session.premarket_open_ns, session.regular_open_ns)
+    last_ns = int(times[-1]) + BAR_SECONDS.get(schema, 0) * NS
+    return SessionFiles(
+        session=session.key,
+        symbol=instrument.symbol,
+        schema=schema,
+        simulated=any((p.path.parent / SIMULATED_MARK).is_file() for p, _, _ in parts),
+        files=files,
+        first_ns=int(times[0]),
+        last_ns=last_ns,
+        observed_until_ns=_observed_until([e.header for e, _, _ in parts], last_ns, session),
+        coverage_premarket=_share(premarket),
+        coverage_regular=_share(regular),
+        missing_regular_minutes=tuple(
+            _utc(session.regular_open_ns + int(m) * MINUTE_NS) for m in np.flatnonzero(~regular)
+        ),
+        contracts=contracts,
+        front=front,
+    )
+
+
+def _observed_until(headers: Sequence[DbnHeader], last_ns: int, session: Session) -> int:
+    """Up to when the input is complete: the stated end, unless the tape stops more than a minute before the regular close."""
+    ends = [h.end_ns for h in headers if h.end_ns is not None]
+    if len(ends) < len(headers) or last_ns + MINUTE_NS < session.regular_close_ns:
+        return min(session.close_ns, last_ns)
+    return min(session.close_ns, max(ends))
+
+
+def symbols_of(headers: Sequence[DbnHeader], session_key: str) -> dict[int, str]:
+    """Raw symbol by instrument id as mapped on the session's date, or on the nearest date that the files map."""
+    day = date.fromisoformat(session_key)
+    out: dict[int, tuple[int, str]] = {}
+    for header in headers:
+        for s in header.symbols:
+            gap = max((s.start_date - day).days, (day - s.end_date).days + 1, 0)
+            if s.instrument_id not in out or gap < out[s.instrument_id][0]:
+                out[s.instrument_id] = (gap, s.raw_symbol)
+    return {i: name for i, (_, name) in out.items()}
+
+
+def _inside(records: NDArray[np.void], schema: str, session: Session) -> NDArray[np.void]:
+    """Records of the session; files are in receive order, so that is one slice."""
+    first, last = np.searchsorted(records[time_field(schema)], np.array([session.open_ns, session.close_ns], np.uint64))
+    return records[first:last]
+
+
+def _registered(entry: FileEntry, count: int, inside: NDArray[np.void], schema: str) -> RegisteredFile:
+    times = inside[time_field(schema)]
+    return RegisteredFile(
+        name=entry.name,
+        sha256=file_sha256(entry.path),
+        size_bytes=entry.path.stat().st_size,
+        dataset=entry.header.dataset,
+        schema=schema,
+        version=entry.header.version,
+        record_count=count,
+        session_record_count=len(inside),
+        first_ns=int(times[0]),
+        last_ns=int(times[-1]),
+    )
+
+
+def _refuse_same_file(files: Sequence[RegisteredFile]) -> None:
+    for a, b in combinations(files, 2):
+        if a.sha256 == b.sha256:
+            raise MarketDataError(
+                "the same file was delivered twice",
+                where=f"{a.name} and {b.name}",
+                expected="each file once",
+                remedy="delete one of them",
+            )
+
+
+def _refuse_overlap(parts: list[tuple[FileEntry, int, NDArray[np.void]]], schema: str) -> None:
+    """Rows that merely repeat time, price and size are real trades; only overlapping sequence ranges or bar times are not."""
+    for (a, _, one), (b, _, two) in combinations(parts, 2):
+        if a.header.dataset != b.header.dataset:
+            continue
+        field = time_field(schema)
+        start, end = max(one[field][0], two[field][0]), min(one[field][-1], two[field][-1])
+        if start > end:
+            continue
+        x, y = (part[(part[field] >= start) & (part[field] <= end)] for part in (one, two))
+        for i in np.intersect1d(x["instrument_id"], y["instrument_id"]):
+            u, v = x[x["instrument_id"] == i], y[y["instrument_id"] == i]
+            if schema == "trades":
+                again = max(u["sequence"].min(), v["sequence"].min()) <= min(u["sequence"].max(), v["sequence"].max())
+            else:
+                again = bool(np.isin(u["ts_event"], v["ts_event"]).any())
+            if again:
+                raise MarketDataError(
+                    f"records of instrument {int(i)} were delivered twice",
+                    where=f"{a.name} and {b.name}, {_utc(int(start))} to {_utc(int(end))}",
+                    expected="files whose records do not overlap",
+                    remedy="delete the file that repeats the other",
+                )
+
+
+def _volumes(
+    records: NDArray[np.void], schema: str, session: Session, instrument: Instrument, symbols: dict[int, str]
+) -> Iterator[ContractVolume]:
+    ids, inverse = np.unique(records["instrument_id"], return_inverse=True)
+    volume = records["size" if schema == "trades" else "volume"].astype(np.float64)
+    times = records[time_field(schema)].astype(np.int64)
+    regular = (times >= session.regular_open_ns) & (times < session.regular_close_ns)
+    before = times < session.regular_open_ns
+    sums = [
+        np.bincount(inverse, weights=volume * mask, minlength=len(ids))
+        for mask in (np.ones_like(volume), regular, before)
+    ]
+    for n, instrument_id in enumerate(ids):
+        symbol = symbols.get(int(instrument_id), "")
+        if is_outright(symbol, instrument):
+            yield ContractVolume(int(instrument_id), symbol, *(int(s[n]) for s in sums))
+
+
+def _minutes(times: NDArray[np.int64], start_ns: int, end_ns: int) -> NDArray[np.bool_]:
+    inside = times[(times >= start_ns) & (times < end_ns)]
+    seen = np.zeros(max(0, (end_ns - start_ns) // MINUTE_NS), bool)
+    seen[(inside - start_ns) // MINUTE_NS] = True
+    return seen
+
+
+def _share(seen: NDArray[np.bool_]) -> float:
+    return round(float(seen.mean()), 6) if len(seen) else 1.0
+
+
+def _utc(ts_ns: int) -> str:
+    return datetime.fromtimestamp(ts_ns / NS, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,75 @@
+"""The records of a session, cut to it and put together from its files in receive order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spymaster_assets.errors import MarketDataError
+from spymaster_assets.market.calendar import Session
+from spymaster_assets.market.dbn import read_records, time_field
+from spymaster_assets.market.files import SessionFiles
+from spymaster_assets.store import file_sha256
+
+
+@dataclass(frozen=True)
+class SessionTape:
+    """Trades of one contract in receive order, arrays (n,): receive time ns, price 1e-9 points, size, side +1 buyer, -1 seller, 0 unknown."""
+
+    ts_ns: NDArray[np.int64]
+    price_e9: NDArray[np.int64]
+    size: NDArray[np.int64]
+    side: NDArray[np.int8]
+
+    @classmethod
+    def of_records(cls, records: NDArray[np.void]) -> SessionTape:
+        """Columns of TRADE_DTYPE records."""
+        side = records["side"]
+        return cls(
+            records["ts_recv"].astype(np.int64),
+            records["price"].astype(np.int64),
+            records["size"].astype(np.int64),
+            (side == b"B").astype(np.int8) - (side == b"A").astype(np.int8),
+        )
+
+
+def load_session_records(
+    dbn_dir: Path, registration: SessionFiles, *, session: Session, until_ns: int | None = None
+) -> NDArray[np.void]:
+    """All records of a session from its registered files, in receive order (stable), received before until_ns if given.
+
+    Raises MarketDataError when a file changed since it was registered.
+    """
+    field = time_field(registration.schema)
+    end_ns = session.close_ns if until_ns is None else min(session.close_ns, until_ns)
+    parts = []
+    for file in registration.files:
+        path = dbn_dir / file.name
+        if not path.is_file() or file_sha256(path) != file.sha256:
+            raise MarketDataError(
+                f"{file.name} {'changed' if path.is_file() else 'vanished'} since it was registered",
+                where=str(path),
+                expected=f"SHA-256 {file.sha256}",
+                remedy=f"dagster asset materialize --select market_files --partition {registration.session}",
+            )
+        records = read_records(path)
+        first, last = np.searchsorted(records[field], np.array([session.open_ns, end_ns], np.uint64))
+        parts.append(records[first:last])
+    if len(parts) == 1:
+        return parts[0]
+    records = np.concatenate(parts)
+    return records[np.argsort(records[field], kind="stable")]
+
+
+def load_tape(
+    dbn_dir: Path, registration: SessionFiles, *, session: Session, until_ns: int | None = None
+) -> SessionTape:
+    """Trades of the contract in front; see `load_session_records`."""
+    records = load_session_records(dbn_dir, registration, session=session, until_ns=until_ns)
+    ids = records["instrument_id"]
+    if len(ids) and not (ids == registration.front_id).all():
+        records = records[ids == registration.front_id]
+    return SessionTape.of_records(records)
