@@ -9,6 +9,8 @@ from spymaster_assets.market.calendar import Session
 from spymaster_assets.settings import DELAYS_S, NS, SignalSettings
 
 _TOLERANCE_USD = 1e-6
+_NEED_HISTORY = ("dist_to_", "sma_", "mean_reversion_", "confluence_", "reversion_pressure")
+"""Columns that stay null for a whole session when warm-up sessions or the premarket are missing."""
 
 
 def signal_faults(frame: pl.DataFrame, session: Session, settings: SignalSettings) -> list[str]:
@@ -58,17 +60,13 @@ def signal_faults(frame: pl.DataFrame, session: Session, settings: SignalSetting
 
 def feed_faults(frame: pl.DataFrame, contract: Contract, feeds: set[str]) -> list[str]:
     """Columns that hold values though a feed they need is absent, or are wholly null though all their feeds are there."""
-    out = []
+    out: list[str] = []
     if frame.height == 0:
         return out
     for column in contract.role("feature"):
         nulls = frame[column.name].null_count()
         if not set(column.feeds) <= feeds and nulls < frame.height:
             out.append(f"{column.name} holds values without the feeds {sorted(set(column.feeds) - feeds)}")
-        elif (
-            set(column.feeds) <= feeds
-            and nulls == frame.height
-            and not column.name.startswith(("dist_to", "sma", "mean_rev"))
-        ):
+        elif set(column.feeds) <= feeds and nulls == frame.height and not column.name.startswith(_NEED_HISTORY):
             out.append(f"{column.name} is null in every row though its feeds {list(column.feeds)} are there")
     return out

@@ -1,0 +1,237 @@
+"""Boosted trees: one XGBoost model a head, confirmation delay, stage and ablation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import polars as pl
+import xgboost as xgb
+from numpy.typing import NDArray
+
+from spymaster_assets.contract import Contract, decision_after_s, load_contract
+from spymaster_assets.datasets.matrix import CLASSIFIERS, HEADS, encode, feature_matrix, labelled_rows, target
+from spymaster_assets.errors import ModelError
+from spymaster_assets.evaluation.baselines import logistic_probabilities
+from spymaster_assets.evaluation.metrics import auc, binary_metrics, regression_metrics, session_bootstrap
+from spymaster_assets.models.base import FitReport, Model, prediction_frame
+from spymaster_assets.models.registry import register
+from spymaster_assets.settings import DELAYS_S, TreeSettings
+from spymaster_assets.store import dump_json
+
+METADATA = "metadata.json"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """One fitted head: the model's UBJ bytes and everything needed to use and judge it (JSON-able `meta`)."""
+
+    model: bytes
+    meta: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """File stem."""
+        return bundle_name(self.meta["head"], self.meta["delay"], self.meta["stage"], self.meta["ablation"])
+
+    def booster(self) -> xgb.Booster:
+        """The XGBoost model; its hash is verified before XGBoost sees a byte."""
+        if hashlib.sha256(self.model).hexdigest() != self.meta["model_sha256"]:
+            raise ModelError(
+                f"{self.name}.ubj was altered", expected=f"SHA-256 {self.meta['model_sha256']}", remedy="train it again"
+            )
+        booster = xgb.Booster()
+        booster.load_model(bytearray(self.model))
+        booster.set_param({"nthread": 1})
+        return booster
+
+    def predict(self, frame: pl.DataFrame, contract: Contract) -> NDArray[np.float64]:
+        """(n,) probabilities or SPY dollars for signals rows, from the columns that the bundle stores."""
+        X, names = encode(frame, [contract[c] for c in self.meta["feature_columns"]])
+        if list(names) != self.meta["features"]:
+            raise ModelError(
+                f"{self.name} was trained on other features", expected=f"contract {self.meta['contract_sha256'][:12]}"
+            )
+        return np.asarray(self.booster().predict(xgb.DMatrix(X, feature_names=list(names))), np.float64)
+
+
+def bundle_name(head: str, delay: str, stage: str, ablation: str) -> str:
+    """`{head}_{delay}_stage_{a|b}_{ablation}`."""
+    return f"{head}_{delay}_stage_{stage.lower()}_{ablation}"
+
+
+@register
+class BoostedTrees(Model):
+    """XGBoost heads tradeable_2, direction (on tradeable rows) and strength for each delay, stage and ablation."""
+
+    name: ClassVar[str] = "boosted_trees"
+    aliases: ClassVar[tuple[str, ...]] = ("xgboost",)
+    needs: ClassVar[Literal["tabular", "sequence"]] = "tabular"
+
+    def __init__(self, settings: TreeSettings | None = None, context: Mapping[str, Any] | None = None) -> None:
+        """context: fields stored in every bundle (sessions, data_sha256, provenance, simulated, ...)."""
+        self.settings = settings or TreeSettings()
+        self.context = dict(context or {})
+        self.contract = load_contract()
+        self.bundles: tuple[Bundle, ...] = ()
+        self.skipped: tuple[dict[str, Any], ...] = ()
+
+    def fit(self, train: pl.DataFrame, validation: pl.DataFrame) -> FitReport:
+        """Fit every head; one without enough rows of each class is skipped with its reason."""
+        bundles, skipped = [], []
+        for ablation in self.settings.ablations:
+            for stage in self.settings.stages:
+                for delay in DELAYS_S:
+                    for head in HEADS:
+                        made = self._fit_head(train, validation, head, delay, stage, ablation)
+                        if isinstance(made, Bundle):
+                            bundles.append(made)
+                        else:
+                            skipped.append(made)
+        if not bundles:
+            raise ModelError(
+                f"no head could be fitted: {skipped[0]['reason']}",
+                where=f"{train.height} training rows",
+                remedy="use a longer window",
+            )
+        self.bundles, self.skipped = tuple(bundles), tuple(skipped)
+        return FitReport({b.name: b.meta["metrics"] for b in bundles}, skipped=self.skipped)
+
+    def predict(self, data: pl.DataFrame) -> pl.DataFrame:
+        """Every head on every row; see Model.predict."""
+        parts = []
+        for b in self.bundles:
+            rows = prediction_frame(
+                data["event_id"], b.meta["head"], b.meta["delay"], b.meta["stage"], b.predict(data, self.contract)
+            )
+            parts.append(rows.with_columns(pl.lit(b.meta["ablation"]).alias("ablation")))
+        return pl.concat(parts)
+
+    def save(self) -> dict[str, bytes]:
+        """`<bundle>.ubj` and `<bundle>.json` of each head, and metadata.json with what was skipped."""
+        files: dict[str, bytes] = {}
+        for b in self.bundles:
+            files[f"{b.name}.ubj"] = b.model
+            files[f"{b.name}.json"] = dump_json(b.meta)
+        index = {
+            "settings": asdict(self.settings),
+            "bundles": [b.name for b in self.bundles],
+            "skipped": list(self.skipped),
+        }
+        files[METADATA] = dump_json({**index, **self.context})
+        return files
+
+    @classmethod
+    def load(cls, files: Mapping[str, bytes]) -> BoostedTrees:
+        """Rebuild from files; every model's hash is checked before XGBoost reads it."""
+        try:
+            index = json.loads(files[METADATA])
+            plain = {k: tuple(v) if isinstance(v, list) else v for k, v in index["settings"].items()}
+            model = cls(
+                TreeSettings(**plain), {k: v for k, v in index.items() if k not in ("settings", "bundles", "skipped")}
+            )
+            model.bundles = tuple(Bundle(files[f"{n}.ubj"], json.loads(files[f"{n}.json"])) for n in index["bundles"])
+            model.skipped = tuple(index["skipped"])
+        except (KeyError, ValueError, TypeError) as error:
+            raise ModelError(
+                f"tree bundles cannot be read: {error!r}", remedy="materialize tree_bundles again"
+            ) from error
+        for b in model.bundles:
+            b.booster()
+        return model
+
+    def _fit_head(
+        self, train: pl.DataFrame, validation: pl.DataFrame, head: str, delay: str, stage: str, ablation: str
+    ) -> Bundle | dict[str, Any]:
+        contract, settings = self.contract, self.settings
+        rows, judged = (
+            f.filter(pl.Series(labelled_rows(f, head, delay, stage, contract))) for f in (train, validation)
+        )
+        y, y_judged = target(rows, head, delay), target(judged, head, delay)
+        classifier = head in CLASSIFIERS
+        why = _too_few(y, classifier, settings.min_class_rows)
+        who = {"head": head, "delay": delay, "stage": stage, "ablation": ablation}
+        if why:
+            return {**who, "reason": why, "train_rows": len(y), "positives": int(y.sum()) if classifier else None}
+        X, names = feature_matrix(rows, contract, stage, delay, ablation)
+        X_judged, _ = feature_matrix(judged, contract, stage, delay, ablation)
+        stops_early = len(y_judged) > 0 and (not classifier or len(np.unique(y_judged)) == 2)
+        params = {
+            "objective": "binary:logistic" if classifier else "reg:absoluteerror",
+            "eval_metric": "logloss" if classifier else "mae",
+            "max_depth": settings.max_depth,
+            "learning_rate": settings.learning_rate,
+            "subsample": settings.subsample,
+            "colsample_bytree": settings.colsample_bytree,
+            "min_child_weight": settings.min_child_weight,
+            "reg_lambda": settings.reg_lambda,
+            "tree_method": "hist",
+            "nthread": settings.threads,
+            "seed": settings.seed,
+        }
+        data = xgb.DMatrix(X, y, feature_names=list(names))
+        watched = xgb.DMatrix(X_judged, y_judged, feature_names=list(names))
+        booster = xgb.train(
+            params,
+            data,
+            num_boost_round=settings.rounds if stops_early else settings.early_stopping_rounds,
+            evals=[(watched, "validation")] if stops_early else None,
+            early_stopping_rounds=settings.early_stopping_rounds if stops_early else None,
+            verbose_eval=False,
+        )
+        if stops_early:
+            booster = booster[: booster.best_iteration + 1]
+        model = bytes(booster.save_raw("ubj"))
+        base = float(y.mean()) if classifier else float(np.median(y))
+        p = np.asarray(booster.predict(watched), np.float64)
+        metrics = _metrics(y_judged, p, base, classifier, judged["date"].to_numpy().astype(str))
+        logistic = logistic_probabilities(X, y, X_judged) if classifier and len(y_judged) else None
+        gain = booster.get_score(importance_type="gain")
+        meta = {
+            **who,
+            "features": list(names),
+            "feature_columns": [c.name for c in contract.features(stage, delay, ablation)],
+            "decision_after_t0_s": decision_after_s(stage, delay),
+            "target": {
+                "tradeable_2": f"tradeable_2_{delay}",
+                "direction": f"outcome_{delay} == BREAK",
+                "strength": f"strength_signed_{delay}",
+            }[head],
+            "train_rows": len(y),
+            "validation_rows": len(y_judged),
+            "base_rate": base,
+            "metrics": {
+                "validation": metrics,
+                "logistic": binary_metrics(y_judged, logistic, base) if logistic is not None else None,
+            },
+            "rounds": booster.num_boosted_rounds(),
+            "early_stopping": stops_early,
+            "params": params,
+            "gain": {k: float(v) for k, v in sorted(gain.items(), key=lambda kv: -float(kv[1]))[:20]},  # type: ignore[arg-type]
+            "model_sha256": hashlib.sha256(model).hexdigest(),
+            "contract_sha256": contract.sha256,
+            "schema_version": contract.schema_version,
+            **self.context,
+        }
+        return Bundle(model, meta)
+
+
+def _too_few(y: NDArray[np.float64], classifier: bool, least: int) -> str | None:
+    if classifier:
+        positives = int(y.sum())
+        fewest = min(positives, len(y) - positives)
+        return f"{fewest} training rows of the rarer class, {least} are needed" if fewest < least else None
+    return f"{len(y)} training rows, {2 * least} are needed" if len(y) < 2 * least else None
+
+
+def _metrics(
+    y: NDArray[np.float64], p: NDArray[np.float64], base: float, classifier: bool, sessions: NDArray[np.str_]
+) -> dict[str, Any]:
+    if not classifier:
+        return regression_metrics(y, p, base)
+    interval = session_bootstrap(lambda rows: auc(y[rows], p[rows]), sessions)
+    return {**binary_metrics(y, p, base), "auc_interval": list(interval) if interval else None}

@@ -1,0 +1,250 @@
+"""Exact nearest neighbours of a touch among past touches whose label was known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numba import njit
+from numpy.typing import NDArray
+
+from spymaster_assets.contract import Contract
+from spymaster_assets.datasets.matrix import encode
+from spymaster_assets.datasets.sequences import npz_arrays, to_npz_bytes
+from spymaster_assets.errors import ContractError, ModelError
+from spymaster_assets.settings import RetrievalSettings
+from spymaster_assets.store import dump_json
+
+ARRAYS, INDEX = "retrieval_index.npz", "retrieval_index.json"
+FILTERS = ("kind and direction", "direction", "all")
+"""Candidate sets, tried in this order until one is large enough."""
+_KEYS: dict[str, tuple[str, int]] = {
+    "X": ("f4", 2),
+    "center": ("f4", 1),
+    "scale": ("f4", 1),
+    "kind": ("i1", 1),
+    "sign": ("i1", 1),
+    "outcome": ("U", 1),
+    "strength": ("f8", 1),
+    "event_id": ("U", 1),
+    "date": ("U", 1),
+}
+_EPSILON = 1e-6
+
+
+@dataclass(frozen=True)
+class RetrievalIndex:
+    """Past touches in a robustly scaled space.
+
+    X (m, f) float32 scaled, center and scale (f,), kind codes and approach signs (m,), outcome text, strength in SPY dollars, event_id and
+    date of each; `meta` is JSON-able (columns, delay, as-of time, settings).
+    """
+
+    X: NDArray[np.float32]
+    center: NDArray[np.float32]
+    scale: NDArray[np.float32]
+    kind: NDArray[np.int8]
+    sign: NDArray[np.int8]
+    outcome: NDArray[np.str_]
+    strength: NDArray[np.float64]
+    event_id: NDArray[np.str_]
+    date: NDArray[np.str_]
+    meta: dict[str, Any]
+
+    def query(self, frame: pl.DataFrame, contract: Contract) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """(summary, neighbours) of signals rows.
+
+        summary, one row a touch: event_id, p_tradeable_2, p_break, p_bounce (of all neighbours), p_break_given_tradeable (null when no
+        neighbour was tradeable), strength_signed, similarity 1 / (1 + mean distance per sqrt(feature)), entropy (nats) of break, bounce and
+        rest, effective_n, filter. neighbours: event_id, rank, neighbour_id, date, distance, weight, outcome, strength_signed.
+        """
+        settings = RetrievalSettings(**self.meta["settings"])
+        X, names = encode(frame, [contract[c] for c in self.meta["columns"]])
+        if list(names) != self.meta["encoded"]:
+            raise ModelError(
+                "the index was built on other columns", expected=f"contract {self.meta['contract_sha256'][:12]}"
+            )
+        scaled = _scale(X[:, self.meta["kept"]], self.center, self.scale)
+        dates, day = np.unique(self.date, return_inverse=True)
+        at, distance, used = _nearest(
+            scaled,
+            frame["level_kind"].to_numpy().astype(np.int8),
+            frame["direction_sign"].to_numpy().astype(np.int8),
+            self.X,
+            self.kind,
+            self.sign,
+            day.astype(np.int64),
+            len(dates),
+            settings.k,
+            settings.max_per_session,
+            settings.min_candidates,
+        )
+        found = at >= 0
+        weight = np.where(found, 1.0 / (distance + _EPSILON), 0.0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            weight /= weight.sum(axis=1, keepdims=True)
+        outcome = np.where(found, self.outcome[np.maximum(at, 0)], "")
+        breaks = (weight * (outcome == "BREAK")).sum(axis=1)
+        bounces = (weight * (outcome == "BOUNCE")).sum(axis=1)
+        tradeable = breaks + bounces
+        shares = np.stack([breaks, bounces, 1.0 - tradeable], axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            entropy = -np.where(shares > 0, shares * np.log(np.where(shares > 0, shares, 1.0)), 0.0).sum(axis=1)
+            given = np.where(tradeable > 0, breaks / tradeable, np.nan)
+            mean_distance = np.where(found, distance, 0.0).sum(axis=1) / found.sum(axis=1)
+        summary = pl.DataFrame(
+            {
+                "event_id": frame["event_id"],
+                "p_tradeable_2": tradeable,
+                "p_break": breaks,
+                "p_bounce": bounces,
+                "p_break_given_tradeable": given,
+                "strength_signed": (weight * np.where(found, self.strength[np.maximum(at, 0)], 0.0)).sum(axis=1),
+                "similarity": 1.0 / (1.0 + mean_distance / np.sqrt(max(self.X.shape[1], 1))),
+                "entropy": entropy,
+                "effective_n": 1.0 / (weight**2).sum(axis=1),
+                "filter": np.array(FILTERS)[used],
+            },
+            nan_to_null=True,
+        )
+        row, rank = np.nonzero(found)
+        one = at[row, rank]
+        neighbours = pl.DataFrame(
+            {
+                "event_id": frame["event_id"].gather(row),
+                "rank": rank + 1,
+                "neighbour_id": self.event_id[one],
+                "date": self.date[one],
+                "distance": distance[row, rank],
+                "weight": weight[row, rank],
+                "outcome": self.outcome[one],
+                "strength_signed": self.strength[one],
+            }
+        )
+        return summary, neighbours
+
+    def save(self) -> dict[str, bytes]:
+        """Arrays as npz (no pickle) and the description as JSON."""
+        return {ARRAYS: to_npz_bytes({k: getattr(self, k) for k in _KEYS}), INDEX: dump_json(self.meta)}
+
+    @classmethod
+    def load(cls, files: Mapping[str, bytes], where: str = "retrieval index") -> RetrievalIndex:
+        """Inverse of `save`; raise ArtifactError or ModelError on damage or shapes that do not fit."""
+        arrays = npz_arrays(files[ARRAYS], where, _KEYS)
+        m, f = arrays["X"].shape
+        for name in ("kind", "sign", "outcome", "strength", "event_id", "date"):
+            if arrays[name].shape != (m,):
+                raise ModelError(f"{name} has shape {arrays[name].shape}", where=where, expected=f"({m},)")
+        if arrays["center"].shape != (f,) or arrays["scale"].shape != (f,):
+            raise ModelError("the scaler does not fit the columns", where=where, expected=f"({f},)")
+        return cls(**arrays, meta=json.loads(files[INDEX]))
+
+
+def build_index(
+    rows: pl.DataFrame, contract: Contract, settings: RetrievalSettings, asof_open_ns: int, delay: str
+) -> RetrievalIndex:
+    """Index signals rows with a defined outcome of `delay`.
+
+    Raises ContractError when a row's label was not complete before asof_open_ns, ModelError with fewer rows than neighbours.
+    """
+    late = rows.filter(pl.col("label_known_ns") >= asof_open_ns)
+    if late.height:
+        raise ContractError(
+            f"{late.height} rows have labels that were not complete at the as-of time",
+            where=str(late["event_id"][0]),
+            expected=f"label_known_ns before {asof_open_ns}",
+            remedy="use earlier sessions",
+        )
+    outcome = f"outcome_{delay}"
+    rows = rows.filter(pl.col(outcome) != "UNDEFINED").sort("ts_ns", "event_id")
+    if rows.height < settings.k:
+        raise ModelError(
+            f"{rows.height} rows with an outcome", expected=f"at least k = {settings.k}", remedy="use a longer window"
+        )
+    columns = [c for c in contract.features(settings.stage, delay) if c.dtype != "string"]
+    X, names = encode(rows, columns)
+    finite = np.where(np.isfinite(X), X, np.nan).astype(np.float64)
+    filled = np.flatnonzero(np.isfinite(finite).any(axis=0))
+    low, center, high = np.full((3, X.shape[1]), np.nan)
+    low[filled], center[filled], high[filled] = np.nanquantile(finite[:, filled], [0.25, 0.5, 0.75], axis=0)
+    spread = np.full(X.shape[1], np.nan)
+    spread[filled] = np.nanstd(finite[:, filled], axis=0)
+    scale = np.where(high - low > _EPSILON, high - low, spread)
+    kept = np.flatnonzero(np.isfinite(scale) & (scale > _EPSILON))
+    center, scale = center[kept].astype(np.float32), scale[kept].astype(np.float32)
+    return RetrievalIndex(
+        X=_scale(X[:, kept], center, scale),
+        center=center,
+        scale=scale,
+        kind=rows["level_kind"].to_numpy().astype(np.int8),
+        sign=rows["direction_sign"].to_numpy().astype(np.int8),
+        outcome=np.array(rows[outcome].to_list(), dtype=np.str_),
+        strength=rows[f"strength_signed_{delay}"].to_numpy().astype(np.float64),
+        event_id=np.array(rows["event_id"].to_list(), dtype=np.str_),
+        date=np.array(rows["date"].to_list(), dtype=np.str_),
+        meta={
+            "settings": dict(vars(settings)),
+            "delay": delay,
+            "asof_open_ns": asof_open_ns,
+            "columns": [c.name for c in columns],
+            "encoded": list(names),
+            "kept": kept.tolist(),
+            "dropped_constant": [n for i, n in enumerate(names) if i not in set(kept.tolist())],
+            "contract_sha256": contract.sha256,
+            "schema_version": contract.schema_version,
+            "rows": rows.height,
+            "filters": list(FILTERS),
+        },
+    )
+
+
+def _scale(X: NDArray[np.float32], center: NDArray[np.float32], scale: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(X - center) / scale with missing values at the centre."""
+    scaled = (X - center) / scale
+    return np.where(np.isfinite(scaled), scaled, np.float32(0.0)).astype(np.float32)
+
+
+@njit(cache=True)
+def _nearest(Q, q_kind, q_sign, X, kind, sign, day, days, k, per_day, least):  # type: ignore[no-untyped-def]
+    """Row and distance of the k nearest with at most per_day a session, and the filter used; ties go to the earlier row."""
+    n, m, f = len(Q), len(X), X.shape[1]
+    at = np.full((n, k), -1, np.int64)
+    distance = np.full((n, k), np.inf)
+    used = np.zeros(n, np.int64)
+    every = np.empty(m)
+    for i in range(n):
+        level = 0
+        while level < 2:
+            count = 0
+            for j in range(m):
+                if sign[j] == q_sign[i] and (level == 1 or kind[j] == q_kind[i]):
+                    count += 1
+            if count >= least:
+                break
+            level += 1
+        used[i] = level
+        for j in range(m):
+            if (level < 2 and sign[j] != q_sign[i]) or (level == 0 and kind[j] != q_kind[i]):
+                every[j] = np.inf
+                continue
+            total = 0.0
+            for c in range(f):
+                gap = float(Q[i, c]) - float(X[j, c])
+                total += gap * gap
+            every[j] = np.sqrt(total)
+        order = np.argsort(every, kind="mergesort")
+        taken = np.zeros(days, np.int64)
+        filled = 0
+        for j in order:
+            if filled == k or not np.isfinite(every[j]):
+                break
+            if taken[day[j]] < per_day:
+                taken[day[j]] += 1
+                at[i, filled] = j
+                distance[i, filled] = every[j]
+                filled += 1
+    return at, distance, used
