@@ -8,7 +8,7 @@ from functools import cache
 
 from spymaster_assets.datasets.splits import asof_sessions
 from spymaster_assets.market.calendar import TradingCalendar
-from spymaster_assets.market.files import scan_folder
+from spymaster_assets.market.files import SIMULATED_MARK, scan_folder
 from spymaster_assets.market.instruments import instrument
 from spymaster_assets.settings import Settings
 
@@ -23,7 +23,11 @@ def calendar_of(symbol: str) -> TradingCalendar:
 
 
 def resolve(settings: Settings) -> Settings:
-    """Settings with a first session: the configured one, else the first that the DBN folder's headers cover, else a default."""
+    """Settings with a first session: the configured one, else the first that the DBN folder's headers cover, else a default.
+
+    A folder marked as simulated marks the deployment.
+    """
+    settings = replace(settings, simulated=settings.simulated or (settings.dbn_dir / SIMULATED_MARK).is_file())
     if settings.first_session:
         return settings
     first = DEFAULT_FIRST_SESSION

@@ -1,7 +1,5 @@
 """sequence_dataset, split_manifest: what models learn from, and which sessions they may."""
 
-from __future__ import annotations
-
 import io
 from typing import Any
 

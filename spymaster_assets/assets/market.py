@@ -1,7 +1,5 @@
 """market_files, ohlcv_bars: what a session's input is, and its bars."""
 
-from __future__ import annotations
-
 import io
 from typing import Any
 

@@ -1,8 +1,5 @@
 """patchtst_model, tree_bundles, retrieval_index: models of the as-of session, fitted on what its split allows."""
 
-from __future__ import annotations
-
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,12 +14,12 @@ from spymaster_assets.datasets.splits import SplitManifest
 from spymaster_assets.evaluation import plots
 from spymaster_assets.models.base import SequenceData
 from spymaster_assets.models.patchtst import PatchTST
-from spymaster_assets.models.trees import fit_bundles, save_bundles
+from spymaster_assets.models.trees import BoostedTrees
 from spymaster_assets.partitions import calendar_of
 from spymaster_assets.resources import ArtifactRoot, Trackers
 from spymaster_assets.retrieval.index import build_index
 from spymaster_assets.settings import Settings, fingerprint
-from spymaster_assets.store import ArtifactStore, dump_json, git_revision, provenance
+from spymaster_assets.store import ArtifactStore, git_revision, provenance
 from spymaster_assets.tracking import run_name, track
 
 
@@ -74,7 +71,17 @@ def model_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
                 params={"patchtst": _plain(settings.patchtst), "split": _plain(settings.split), "asof": key},
                 tags=tags(split, data_sha256),
             ) as run:
-                model = PatchTST(settings.patchtst, schema_version=contract.schema_version)
+                described = {
+                    "schema_version": contract.schema_version,
+                    "dataset_hash": data_sha256,
+                    "asof": key,
+                    "delay": settings.label.primary_delay,
+                    "simulated": settings.simulated,
+                    "inputs": inputs,
+                    "run_name": name,
+                    "provenance": provenance(),
+                }
+                model = PatchTST(settings.patchtst, described)
                 report = model.fit(train, validation)
                 for epoch, (a, b) in enumerate(
                     zip(report.history["train_loss"], report.history["validation_loss"], strict=True)
@@ -82,16 +89,6 @@ def model_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
                     run.log_metrics({"train_loss": a, "validation_loss": b}, step=epoch)
                 run.log_metrics(flat_metrics(report.metrics))
                 files = model.save()
-                files["run_metadata.json"] = with_provenance(
-                    files["run_metadata.json"],
-                    {
-                        "dataset_hash": data_sha256,
-                        "asof": key,
-                        "simulated": settings.simulated,
-                        "inputs": inputs,
-                        "run_name": name,
-                    },
-                )
                 for file, data in {**files, "features.json": contract.text.encode()}.items():
                     run.log_artifact(data, file)
             artifact = artifacts.store.publish("patchtst_model", key, files, inputs=inputs, metadata=dict(run.ids))
@@ -142,37 +139,32 @@ def model_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
                 params={"tree": _plain(settings.tree), "split": _plain(settings.split), "asof": key},
                 tags=tags(split, data_sha256),
             ) as run:
-                bundles = fit_bundles(
-                    train,
-                    validation,
-                    contract,
-                    settings.tree,
-                    sessions={
-                        "train": list(split.train),
-                        "validation": list(split.validation),
-                        "test": list(split.test),
-                    },
-                    data_sha256=data_sha256,
-                    provenance=provenance(),
-                    schema_version=contract.schema_version,
-                    simulated=settings.simulated,
-                )
-                files = save_bundles(bundles)
-                for bundle in bundles.bundles:
-                    run.log_metrics(flat_metrics(bundle.meta["metrics"], prefix=bundle.name))
-                run.log_artifact(files["metadata.json"], "metadata.json")
-                for file in sorted(files):
-                    if file != "metadata.json":
-                        run.log_artifact(files[file], file)
+                described = {
+                    "asof": key,
+                    "train_sessions": list(split.train),
+                    "validation_sessions": list(split.validation),
+                    "test_sessions": list(split.test),
+                    "data_sha256": data_sha256,
+                    "simulated": settings.simulated,
+                    "run_name": name,
+                    "provenance": provenance(),
+                }
+                model = BoostedTrees(settings.tree, described)
+                report = model.fit(train, validation)
+                files = model.save()
+                run.log_metrics(flat_metrics(report.metrics))
+                for file, data in sorted(files.items()):
+                    run.log_artifact(data, file)
             artifact = artifacts.store.publish("tree_bundles", key, files, inputs=inputs, metadata=dict(run.ids))
             return Made(
                 artifact,
                 {
                     "train_rows": train.height,
                     "validation_rows": validation.height,
-                    "heads": len(bundles.bundles),
-                    "skipped": dg.MetadataValue.json([s.to_json() for s in bundles.skipped]),
-                    "validation": dg.MetadataValue.json({b.name: b.meta["metrics"] for b in bundles.bundles}),
+                    "heads": len(model.bundles),
+                    "skipped": dg.MetadataValue.json(list(report.skipped)),
+                    "validation": dg.MetadataValue.json(report.metrics),
+                    "gain": dg.MetadataValue.md(plots.png_markdown(gain_chart(model, settings.simulated))),
                     "run_name": name,
                     "simulated": settings.simulated,
                 },
@@ -247,9 +239,14 @@ def sequence_part(store: ArtifactStore, split: SplitManifest, part: str) -> tupl
     return SequenceData.concatenate(pieces), inputs
 
 
-def with_provenance(data: bytes, extra: Mapping[str, Any]) -> bytes:
-    """JSON bytes with further fields and, outside the content hash, time and revision."""
-    return dump_json({**json.loads(data), **extra, "provenance": provenance()})
+def gain_chart(model: BoostedTrees, simulated: bool) -> bytes:
+    """Mean gain per split of the features that the heads use most, summed over heads."""
+    total: dict[str, float] = {}
+    for bundle in model.bundles:
+        for name, gain in bundle.meta["gain"].items():
+            total[name] = total.get(name, 0.0) + gain
+    top = sorted(total.items(), key=lambda kv: -kv[1])[:20]
+    return plots.gains([n for n, _ in top], [v for _, v in top], f"Gain over {len(model.bundles)} heads", simulated)
 
 
 def flat_metrics(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

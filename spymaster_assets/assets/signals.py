@@ -1,7 +1,5 @@
 """levels, signals: what is known of each level, its touches, their features and labels."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import dagster as dg

@@ -84,8 +84,8 @@ def calibration_error(y: Floats, p: Floats, bins: int = BINS) -> tuple[float, fl
     return float((gaps * counts).sum() / counts.sum()), float(gaps.max())
 
 
-def binary_metrics(y: Floats, p: Floats, base_rate: float) -> dict[str, Any]:
-    """Scores of probabilities p for outcomes y (n,), against always saying `base_rate` (the training rate, known in advance).
+def binary_metrics(y: Floats, p: Floats, base_rate: float | Floats) -> dict[str, Any]:
+    """Scores of probabilities p for outcomes y (n,), against always saying `base_rate` (the training rate, known in advance; one, or one a row).
 
     Keys: n, positives, observed_rate, base_rate, auc (None with one class), brier, brier_reference, skill (1 - brier / reference), log_loss,
     log_loss_reference, ece, mce. Empty input gives n 0 and None.
@@ -103,15 +103,15 @@ def binary_metrics(y: Floats, p: Floats, base_rate: float) -> dict[str, Any]:
             "ece",
             "mce",
         )
-        return {"n": 0, "positives": 0, "base_rate": base_rate, **dict.fromkeys(keys)}
-    reference = np.full(len(y), base_rate)
+        return {"n": 0, "positives": 0, "base_rate": None, **dict.fromkeys(keys)}
+    reference = np.broadcast_to(np.asarray(base_rate, np.float64), y.shape)
     ece, mce = calibration_error(y, p)
     score, standard = brier(y, p), brier(y, reference)
     return {
         "n": len(y),
         "positives": int(y.sum()),
         "observed_rate": float(y.mean()),
-        "base_rate": float(base_rate),
+        "base_rate": float(reference.mean()),
         "auc": auc(y, p),
         "brier": score,
         "brier_reference": standard,
@@ -123,18 +123,18 @@ def binary_metrics(y: Floats, p: Floats, base_rate: float) -> dict[str, Any]:
     }
 
 
-def regression_metrics(y: Floats, predicted: Floats, reference: float) -> dict[str, Any]:
+def regression_metrics(y: Floats, predicted: Floats, reference: float | Floats) -> dict[str, Any]:
     """n, mae, mae_reference (always saying `reference`, the training median) and skill = 1 - mae / mae_reference, in y's unit."""
     y, predicted = np.asarray(y, np.float64), np.asarray(predicted, np.float64)
     if not len(y):
-        return {"n": 0, "mae": None, "mae_reference": None, "skill": None, "reference": reference}
+        return {"n": 0, "mae": None, "mae_reference": None, "skill": None, "reference": None}
     mae, standard = float(np.abs(predicted - y).mean()), float(np.abs(reference - y).mean())
     return {
         "n": len(y),
         "mae": mae,
         "mae_reference": standard,
         "skill": 1 - mae / standard if standard > 0 else None,
-        "reference": float(reference),
+        "reference": float(np.mean(reference)),
     }
 
 

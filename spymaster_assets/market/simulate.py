@@ -212,11 +212,11 @@ def _walk(  # type: ignore[no-untyped-def]
     episodes = np.zeros((2000, 8))
     price[0] = start
     level = np.full(kinds, np.nan)
-    last_contact = np.full(kinds, -10**9)
+    last_contact = np.full(kinds, -(10**9))
     last_price = np.full(kinds, np.nan)
     touches = np.zeros(kinds, np.int64)
     round_touches = np.zeros(20_000, np.int64)
-    round_last = np.full(20_000, -10**9)
+    round_last = np.full(20_000, -(10**9))
     high = start
     low = start
     pm_high, pm_low = -1.0, 1e18

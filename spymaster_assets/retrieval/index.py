@@ -127,6 +127,33 @@ class RetrievalIndex:
         )
         return summary, neighbours
 
+    def null_rates(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """What random neighbours from the same candidates would say: event_id, p_tradeable_2, p_break_given_tradeable.
+
+        The null that retrieval must beat: same filters and fallback, no distance.
+        """
+        least = self.meta["settings"]["min_candidates"]
+        past = pl.DataFrame({"level_kind": self.kind, "direction_sign": self.sign, "outcome": self.outcome})
+        rates = [pl.len().alias("n"), pl.col("outcome").is_in(["BREAK", "BOUNCE"]).mean().alias("tradeable"),
+                 (pl.col("outcome") == "BREAK").mean().alias("breaks")]  # fmt: skip
+        rows = frame.select("event_id", pl.col("level_kind").cast(pl.Int8), pl.col("direction_sign").cast(pl.Int8))
+        rows = rows.join(
+            past.group_by("level_kind", "direction_sign").agg(rates), on=["level_kind", "direction_sign"], how="left"
+        )
+        rows = rows.join(past.group_by("direction_sign").agg(rates), on="direction_sign", how="left", suffix="_side")
+        rows = rows.join(past.select(rates), how="cross", suffix="_all")
+
+        def pick(name: str) -> pl.Expr:
+            side = pl.when(pl.col("n_side") >= least).then(f"{name}_side").otherwise(f"{name}_all")
+            return pl.when(pl.col("n") >= least).then(name).otherwise(side)
+
+        tradeable = pick("tradeable")
+        return rows.select(
+            "event_id",
+            tradeable.alias("p_tradeable_2"),
+            pl.when(tradeable > 0).then(pick("breaks") / tradeable).alias("p_break_given_tradeable"),
+        )
+
     def save(self) -> dict[str, bytes]:
         """Arrays as npz (no pickle) and the description as JSON."""
         return {ARRAYS: to_npz_bytes({k: getattr(self, k) for k in _KEYS}), INDEX: dump_json(self.meta)}

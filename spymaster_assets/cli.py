@@ -1,0 +1,73 @@
+"""`spymaster`: the demo, a simulated market, and the state of a deployment. Assets themselves are run through `dagster`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from spymaster_assets.errors import SpymasterError
+from spymaster_assets.market.instruments import instrument
+from spymaster_assets.market.simulate import write_market
+from spymaster_assets.partitions import all_sessions, calendar_of, resolve, scheduled_asof
+from spymaster_assets.settings import Settings
+from spymaster_assets.store import ArtifactStore
+
+SESSION_ASSETS = ("market_files", "ohlcv_bars", "levels", "signals", "sequence_dataset")
+ASOF_ASSETS = ("split_manifest", "patchtst_model", "tree_bundles", "retrieval_index", "calibration_report")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; a fault the user can act on is printed without a traceback and ends with 1."""
+    parser = argparse.ArgumentParser(prog="spymaster", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    demo = commands.add_parser("demo", help="run the whole graph and write the report")
+    demo.add_argument("--root", type=Path, default=Path("data/demo"), help="artifact root")
+    demo.add_argument("--data", type=Path, help="folder of DBN files; a simulated market without it")
+    demo.add_argument("--instrument", help="profile; guessed from the files without it")
+    simulate = commands.add_parser("simulate", help="write a simulated market as DBN files")
+    simulate.add_argument("folder", type=Path)
+    simulate.add_argument("--first", default="2024-02-01", help="first session")
+    simulate.add_argument("--sessions", type=int, default=30)
+    simulate.add_argument("--seed", type=int, default=7)
+    simulate.add_argument("--instrument", default="SPY")
+    commands.add_parser("status", help="which sessions and as-of models are made")
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "demo":
+            from spymaster_assets.automation.demo import run_demo
+
+            run_demo(options.root.resolve(), options.data, options.instrument)
+        elif options.command == "simulate":
+            profile = instrument(options.instrument)
+            calendar = calendar_of(profile.symbol)
+            keys = calendar.sessions(options.first, calendar.next(options.first, options.sessions - 1))
+            paths = write_market(options.folder, profile, [calendar.session(k) for k in keys], options.seed)
+            Console().print(f"{len(paths)} SIMULATED sessions in {options.folder}")
+        else:
+            _status(resolve(Settings.load()))
+    except SpymasterError as error:
+        Console(stderr=True).print(f"[red]{type(error).__name__}[/]: {error}", soft_wrap=True)
+        return 1
+    return 0
+
+
+def _status(settings: Settings) -> None:
+    store = ArtifactStore(settings.root)
+    sessions, folds = all_sessions(settings), scheduled_asof(settings)
+    table = Table(title=f"{settings.symbol} in {settings.root}", title_justify="left")
+    for name in ("asset", "made", "of", "first missing"):
+        table.add_column(name)
+    for assets, keys in ((SESSION_ASSETS, sessions), (ASOF_ASSETS, folds)):
+        for asset in assets:
+            missing = [k for k in keys if not store.exists(asset, k)]
+            table.add_row(asset, str(len(keys) - len(missing)), str(len(keys)), missing[0] if missing else "")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""The whole graph in one view: assets, checks, jobs, the nightly sensor and resources.
+
+market    market_files -> ohlcv_bars
+signals   levels (bars of the session and warm-up sessions) -> signals
+datasets  sequence_dataset ; split_manifest (window of earlier sessions)
+models    patchtst_model ; tree_bundles ; retrieval_index      of an as-of session
+proof     calibration_report (test sessions of the as-of models) -> walk_forward_report
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import dagster as dg
+
+warnings.filterwarnings("ignore", category=dg.BetaWarning)
+warnings.filterwarnings("ignore", category=dg.PreviewWarning)
+
+from spymaster_assets.assets.datasets import dataset_assets  # noqa: E402 - after the filters
+from spymaster_assets.assets.market import market_assets  # noqa: E402
+from spymaster_assets.assets.models import model_assets  # noqa: E402
+from spymaster_assets.assets.proof import proof_assets  # noqa: E402
+from spymaster_assets.assets.signals import signal_assets  # noqa: E402
+from spymaster_assets.automation.nightly import DATA_JOB, MODEL_JOB, REPORT_JOB, nightly_sensor  # noqa: E402
+from spymaster_assets.partitions import resolve  # noqa: E402
+from spymaster_assets.resources import ArtifactRoot, MarketSource, Trackers  # noqa: E402
+from spymaster_assets.settings import Settings  # noqa: E402
+
+SESSION_ASSETS = ("market_files", "ohlcv_bars", "levels", "signals", "sequence_dataset")
+MODEL_ASSETS = ("split_manifest", "patchtst_model", "tree_bundles", "retrieval_index")
+
+
+def build_definitions(settings: Settings) -> dg.Definitions:
+    """Definitions of one deployment."""
+    settings = resolve(settings)
+    jobs = {
+        DATA_JOB: dg.define_asset_job(
+            DATA_JOB, dg.AssetSelection.assets(*SESSION_ASSETS), description="A session's data."
+        ),
+        MODEL_JOB: dg.define_asset_job(
+            MODEL_JOB, dg.AssetSelection.assets(*MODEL_ASSETS), description="Models as of a session."
+        ),
+        REPORT_JOB: dg.define_asset_job(
+            REPORT_JOB, dg.AssetSelection.assets("calibration_report"), description="A fold's scores."
+        ),
+    }
+    groups = (market_assets, signal_assets, dataset_assets, model_assets, proof_assets)
+    graph = [member for group in groups for member in group(settings)]
+    return dg.Definitions(
+        assets=[a for a in graph if not isinstance(a, dg.AssetChecksDefinition)],
+        asset_checks=[c for c in graph if isinstance(c, dg.AssetChecksDefinition)],
+        jobs=list(jobs.values()),
+        sensors=[nightly_sensor(settings, jobs)],
+        resources={
+            "artifacts": ArtifactRoot(root=str(settings.root)),
+            "source": MarketSource(dbn_dir=str(settings.dbn_dir)),
+            "trackers": Trackers(root=str(settings.root)),
+        },
+    )
+
+
+defs = build_definitions(Settings.load())

@@ -1,0 +1,128 @@
+"""The walk-forward report: one HTML file without any outside request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from spymaster_assets.evaluation.calibration import BASELINES
+
+_TEMPLATE = "report.html.j2"
+NAMES = {
+    "patchtst": "PatchTST",
+    "trees": "Boosted trees",
+    "retrieval": "Retrieval (kNN)",
+    "logistic": "Logistic regression",
+    "time_of_day": "Time of day",
+    "null_knn": "Random neighbours",
+}
+HEADS = {
+    "tradeable_2": "Will price move threshold 2 from the level?",
+    "direction": "If it does: break or bounce?",
+    "strength": "How far (signed, SPY dollars)?",
+}
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """What the report shows.
+
+    sessions: keys with signals. coverage: market_files records of those. base_rates: {mode: {delay: {n, reached_1, reached_2}}}. folds:
+    calibration reports, oldest first. pooled: `judge` entries of all folds together. skipped: heads without a model, with the reason.
+    fold_strip, reliability, label_balance, example_chart: data URIs.
+    """
+
+    symbol: str
+    simulated: bool
+    label_mode: str
+    schema_version: str
+    data_sha256: str
+    git_revision: str
+    sessions: list[str]
+    touches: int
+    coverage: list[dict[str, Any]]
+    base_rates: dict[str, dict[str, dict[str, int]]]
+    label_settings: dict[str, Any]
+    split_settings: dict[str, Any]
+    folds: list[dict[str, Any]]
+    pooled: list[dict[str, Any]]
+    trials: int
+    skipped: list[dict[str, Any]]
+    fold_strip: str
+    reliability: str
+    label_balance: str
+    example_session: str
+    example_chart: str
+
+
+def render_report(data: ReportData) -> bytes:
+    """UTF-8 HTML of the report."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": _number, "signed": _signed, "percent": _percent}
+    template = environment.get_template(_TEMPLATE)
+    order = [*NAMES]
+    rows = sorted(
+        data.pooled,
+        key=lambda e: (
+            list(HEADS).index(e["head"]),
+            e["delay"],
+            e["stage"],
+            order.index(e["model"]) if e["model"] in order else 99,
+        ),
+    )
+    values = {f.name: getattr(data, f.name) for f in fields(data)}
+    html = template.render(
+        **{**values, "pooled": rows},
+        names=NAMES,
+        head_questions=HEADS,
+        verdicts=verdicts(data.pooled),
+        rolls=[c for c in data.coverage if c["front"]["rolled_from"]],
+        thin=[c for c in data.coverage if c["coverage_regular"] < 1],
+        records=sum(f["session_record_count"] for c in data.coverage for f in c["files"]),
+        schemas=sorted({c["schema"] for c in data.coverage}),
+        best_baseline=best_baselines(data.pooled),
+    )
+    return html.encode()
+
+
+def verdicts(pooled: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One sentence's facts a family: heads scored, heads whose 95 % skill interval lies above 0, and those that also beat every baseline."""
+    best = best_baselines(pooled)
+    out = []
+    for model in dict.fromkeys(e["model"] for e in pooled if not e["baseline"]):
+        scored = [e for e in pooled if e["model"] == model and not e["reason"]]
+        above = [e for e in scored if (e["intervals"].get("skill") or (0, 0))[0] > 0]
+        beats = [e for e in above if (e["metrics"]["skill"] or 0) > best.get((e["head"], e["delay"], e["stage"]), 0.0)]
+        out.append({"model": model, "scored": len(scored), "above": len(above), "beats": len(beats)})
+    return out
+
+
+def best_baselines(pooled: list[dict[str, Any]]) -> dict[tuple[str, str, str], float]:
+    """Best skill of any baseline (base rate itself is 0) by head, delay and stage."""
+    out: dict[tuple[str, str, str], float] = {}
+    for e in pooled:
+        if e["model"] in BASELINES and not e["reason"] and e["metrics"]["skill"] is not None:
+            key = (e["head"], e["delay"], e["stage"])
+            out[key] = max(out.get(key, 0.0), e["metrics"]["skill"])
+    return out
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _signed(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.3f}"
+
+
+def _percent(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None else f"{100 * value:.{digits}f} %"
