@@ -82,8 +82,14 @@ def run_name(kind: str, schema_version: str, first: str, last: str, suffix: int 
 class Run:
     """An open run; everything logged goes to every tracker, and a tracker that fails raises TrackingError."""
 
-    def __init__(self, mlflow_run: Any, client: Any, wandb_run: Any, folder: Path) -> None:
-        self._mlflow, self._client, self._wandb, self._folder = mlflow_run, client, wandb_run, folder
+    def __init__(self, mlflow_run: Any, client: Any, wandb_run: Any, bundle: Any, folder: Path) -> None:
+        self._mlflow, self._client, self._wandb, self._bundle, self._folder = (
+            mlflow_run,
+            client,
+            wandb_run,
+            bundle,
+            folder,
+        )
         self.ids: dict[str, str] = {}
         if mlflow_run is not None:
             self.ids["mlflow_run_id"] = mlflow_run.info.run_id
@@ -118,8 +124,18 @@ class Run:
         with _typed(f"artifact {name}"):
             if self._mlflow is not None:
                 self._client.log_artifact(self._mlflow.info.run_id, str(path))
+            if self._bundle is not None:
+                self._bundle.add_file(str(path), name=name)
+
+    def close(self, *, failed: bool) -> None:
+        """End the run in every tracker; files go to W&B as one artifact of a finished run."""
+        with _typed("the end of the run"):
             if self._wandb is not None:
-                self._wandb.save(str(path), base_path=str(self._folder), policy="now")
+                if not failed:
+                    self._wandb.log_artifact(self._bundle)
+                self._wandb.finish(exit_code=1 if failed else 0)
+            if self._mlflow is not None:
+                self._client.set_terminated(self._mlflow.info.run_id, status="FAILED" if failed else "FINISHED")
 
 
 @contextmanager
@@ -137,18 +153,18 @@ def track(
         client, mlflow_run = (
             _open_mlflow(settings, experiment, run_name, tags) if "mlflow" in settings.trackers else (None, None)
         )
-        wandb_run = None
+        wandb_run = bundle = None
         if "wandb" in settings.trackers and settings.wandb_mode != "disabled":
-            wandb_run = _open_wandb(settings, experiment, run_name, flat, tags)
-        run = Run(mlflow_run, client, wandb_run, Path(folder))
+            wandb_run, bundle = _open_wandb(settings, experiment, run_name, flat, tags)
+        run = Run(mlflow_run, client, wandb_run, bundle, Path(folder))
         try:
             if mlflow_run is not None:
                 _log_params(client, mlflow_run.info.run_id, flat, run)
             yield run
         except BaseException:
-            _close(client, mlflow_run, wandb_run, failed=True)
+            run.close(failed=True)
             raise
-        _close(client, mlflow_run, wandb_run, failed=False)
+        run.close(failed=False)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -196,13 +212,13 @@ def _log_params(client: Any, run_id: str, flat: Mapping[str, str], run: Run) -> 
 
 def _open_wandb(
     settings: TrackingSettings, experiment: str, name: str, flat: Mapping[str, str], tags: Mapping[str, str]
-) -> Any:
+) -> tuple[Any, Any]:
     import wandb
 
     with _typed("W&B"):
         if settings.wandb_mode == "online":
             wandb.login(key=settings.wandb_key, verify=False)
-        return wandb.init(
+        run = wandb.init(
             project=settings.wandb_project,
             entity=settings.wandb_entity,
             name=name,
@@ -221,14 +237,7 @@ def _open_wandb(
                 x_disable_meta=True,
             ),
         )
-
-
-def _close(client: Any, mlflow_run: Any, wandb_run: Any, *, failed: bool) -> None:
-    with _typed("the end of the run"):
-        if wandb_run is not None:
-            wandb_run.finish(exit_code=1 if failed else 0)
-        if mlflow_run is not None:
-            client.set_terminated(mlflow_run.info.run_id, status="FAILED" if failed else "FINISHED")
+        return run, wandb.Artifact(name=experiment, type="model", metadata={"run_name": name, **tags})
 
 
 def _mlflow_name(name: str) -> str:

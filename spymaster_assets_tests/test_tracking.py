@@ -56,13 +56,15 @@ def test_wandb_online_without_a_key_fails_before_any_work(tmp_path: Path, monkey
 
 
 def test_a_store_that_cannot_be_reached_is_a_typed_error(tmp_path: Path) -> None:
-    s = settings(tmp_path, MLFLOW_TRACKING_URI=f"sqlite:////dev/null/mlflow.db", SPYMASTER_TRACKING="mlflow")
+    s = settings(tmp_path, MLFLOW_TRACKING_URI="sqlite:////dev/null/mlflow.db", SPYMASTER_TRACKING="mlflow")
     with pytest.raises(TrackingError, match="MLflow at"), track(s, experiment="e", run_name="n", params={}, tags={}):
         pass
 
 
 def test_names_come_from_the_environment(tmp_path: Path) -> None:
-    s = settings(tmp_path, MLFLOW_EXPERIMENT_NAME="mine", WANDB_PROJECT="p", WANDB_ENTITY="team", SPYMASTER_TRACKING="off")
+    s = settings(
+        tmp_path, MLFLOW_EXPERIMENT_NAME="mine", WANDB_PROJECT="p", WANDB_ENTITY="team", SPYMASTER_TRACKING="off"
+    )
     assert (s.experiment, s.wandb_project, s.wandb_entity, s.trackers) == ("mine", "p", "team", ())
     with pytest.raises(TrackingError, match="unknown tracker"):
         settings(tmp_path, SPYMASTER_TRACKING="mlfow")

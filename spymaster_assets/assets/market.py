@@ -7,12 +7,12 @@ import dagster as dg
 import polars as pl
 
 from spymaster_assets.assets.common import Made, each_partition
+from spymaster_assets.assets.windows import session_partitions
 from spymaster_assets.errors import MissingInputError
 from spymaster_assets.evaluation import plots
 from spymaster_assets.market.bars import session_bars
 from spymaster_assets.market.files import FileEntry, SessionFiles, register_session
 from spymaster_assets.market.tape import load_session_records
-from spymaster_assets.assets.windows import session_partitions
 from spymaster_assets.partitions import calendar_of
 from spymaster_assets.resources import ArtifactRoot, MarketSource
 from spymaster_assets.settings import TIMEFRAMES_MIN, Settings, fingerprint

@@ -217,7 +217,7 @@ def model_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
                 {
                     "rows": int(index.X.shape[0]),
                     "features": int(index.X.shape[1]),
-                    "sessions": int(len(np.unique(index.date))),
+                    "sessions": len(np.unique(index.date)),
                     "run_name": name,
                     "simulated": settings.simulated,
                 },

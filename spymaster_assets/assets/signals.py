@@ -7,11 +7,11 @@ import polars as pl
 
 from spymaster_assets.assets.common import Made, each_partition
 from spymaster_assets.assets.market import read_bars
+from spymaster_assets.assets.windows import session_partitions, warmup_window
 from spymaster_assets.contract import load_contract
 from spymaster_assets.evaluation import plots
 from spymaster_assets.market.files import SessionFiles
 from spymaster_assets.market.tape import SessionTape, load_tape
-from spymaster_assets.assets.windows import session_partitions, warmup_window
 from spymaster_assets.partitions import calendar_of
 from spymaster_assets.resources import ArtifactRoot, MarketSource
 from spymaster_assets.settings import DELAYS_S, Settings, fingerprint

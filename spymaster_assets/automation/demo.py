@@ -18,10 +18,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from spymaster_assets.assets.common import progress_listeners
-from spymaster_assets.assets.proof import REPORT_KEY, head_name
-from spymaster_assets.errors import ConfigError
+from spymaster_assets.assets.proof import REPORT_KEY
+from spymaster_assets.errors import ConfigError, MissingInputError
+from spymaster_assets.evaluation.report import best_baselines
 from spymaster_assets.market.contracts import is_outright
-from spymaster_assets.market.files import FileEntry, covers, scan_folder
+from spymaster_assets.market.files import FileEntry, covers, register_session, scan_folder
 from spymaster_assets.market.instruments import INSTRUMENTS
 from spymaster_assets.market.simulate import read_mark, write_market
 from spymaster_assets.partitions import calendar_of, resolve, scheduled_asof
@@ -76,7 +77,9 @@ def run_demo(root: Path, data: Path | None, symbol: str | None = None, console: 
             _run(definitions, "fold_report", instance, partition_key=asof)
         job = definitions.resolve_implicit_global_asset_job_def()
         chosen = [dg.AssetKey("walk_forward_report")]
-        _check(job.execute_in_process(instance=instance, asset_selection=chosen, run_config=_QUIET, raise_on_error=False))
+        _check(
+            job.execute_in_process(instance=instance, asset_selection=chosen, run_config=_QUIET, raise_on_error=False)
+        )
     report = ArtifactStore(root).load("walk_forward_report", REPORT_KEY)
     _show(console, report.json("report.json"), settings)
     path = report.path("report.html")
@@ -109,7 +112,12 @@ def _simulated(root: Path, console: Console) -> Settings:
 def _real(root: Path, data: Path, symbol: str | None) -> Settings:
     entries = scan_folder(data)
     settings = resolve(
-        Settings(root=root, dbn_dir=data.resolve(), symbol=symbol or _guess_symbol(entries), label=LabelSettings(mode="volatility"))
+        Settings(
+            root=root,
+            dbn_dir=data.resolve(),
+            symbol=symbol or _guess_symbol(entries),
+            label=LabelSettings(mode="volatility"),
+        )
     )
     calendar = calendar_of(settings.symbol)
     latest = max(e.header.end_ns or e.header.start_ns for e in entries)
@@ -127,16 +135,15 @@ def _real(root: Path, data: Path, symbol: str | None) -> Settings:
 
 def _last_with_records(settings: Settings, entries: tuple[FileEntry, ...], sessions: list[str]) -> str:
     """Newest covered session that has records: a header may state a later end than its file holds."""
-    from spymaster_assets.errors import MissingInputError
-    from spymaster_assets.market.files import register_session
-
     for key in reversed(sessions):
         try:
             register_session(entries, calendar_of(settings.symbol), settings.instrument, key, None)
         except MissingInputError:
             continue
         return key
-    raise ConfigError("no session holds a record of the instrument", where=str(settings.dbn_dir), expected=settings.symbol)
+    raise ConfigError(
+        "no session holds a record of the instrument", where=str(settings.dbn_dir), expected=settings.symbol
+    )
 
 
 def _guess_symbol(entries: tuple[FileEntry, ...]) -> str:
@@ -145,7 +152,9 @@ def _guess_symbol(entries: tuple[FileEntry, ...]) -> str:
         if any(is_outright(n, profile) for n in names):
             return symbol
     raise ConfigError(
-        f"no known instrument among {', '.join(sorted(names)[:5])}", expected=", ".join(sorted(INSTRUMENTS)), remedy="pass --instrument"
+        f"no known instrument among {', '.join(sorted(names)[:5])}",
+        expected=", ".join(sorted(INSTRUMENTS)),
+        remedy="pass --instrument",
     )
 
 
@@ -178,7 +187,13 @@ def _instance_config() -> bytes:
 @contextmanager
 def _progress(console: Console, sessions: int, folds: int) -> Iterator[None]:
     """A bar for each asset, moved by the assets themselves."""
-    columns = (SpinnerColumn(), TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description:<20}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console) as progress:
         tasks: dict[str, Any] = {}
 
@@ -198,21 +213,31 @@ def _progress(console: Console, sessions: int, folds: int) -> Iterator[None]:
 def _show(console: Console, report: dict[str, Any], settings: Settings) -> None:
     title = "Test sessions, all folds together" + (" [red](SIMULATED MARKET)[/]" if settings.simulated else "")
     table = Table(title=title, title_justify="left")
-    for name in ("model", "n", "base rate", "AUC", "Brier|MAE", "skill", "95 %", "ECE"):
-        table.add_column(name, justify="left" if name == "model" else "right")
-    for e in report["heads"]:
+    for name in ("head", "delay", "stage", "model"):
+        table.add_column(name)
+    for name in ("n", "base rate", "AUC", "skill", "95 %", "best baseline", "ECE"):
+        table.add_column(name, justify="right")
+    best = best_baselines(report["heads"])
+    models = [e for e in report["heads"] if not e["baseline"]]
+    for e in sorted(models, key=lambda e: (e["head"], e["delay"], e["stage"], e["model"])):
         m, interval = e["metrics"], e["intervals"].get("skill")
+        key = (e["head"], e["delay"], e["stage"])
         if e["reason"]:
-            table.add_row(head_name(e), str(m["n"]), *[""] * 4, e["reason"], "", style="dim")
+            table.add_row(*key, e["model"], str(m["n"]), *[""] * 3, e["reason"], "", "", style="dim")
             continue
-        cells = (m.get("base_rate"), m.get("auc"), m.get("brier", m.get("mae")), m["skill"])
+        numbers = [m.get("base_rate"), m.get("auc"), m["skill"]]
         table.add_row(
-            head_name(e),
+            *key,
+            e["model"],
             str(m["n"]),
-            *("" if c is None else f"{c:.3f}" for c in cells),
+            *("" if v is None else f"{v:.3f}" for v in numbers),
             f"{interval[0]:+.3f} {interval[1]:+.3f}" if interval else "",
+            f"{best[key]:.3f}" if key in best else "",
             "" if m.get("ece") is None else f"{m['ece']:.3f}",
-            style="dim" if e["baseline"] else None,
+            style="bold green" if interval and interval[0] > max(best.get(key, 0.0), 0.0) else None,
         )
     console.print(table)
-    console.print(f"{report['trials']} trials in {len(report['folds'])} folds; skill is against the training base rate.")
+    console.print(
+        f"{report['trials']} trials in {len(report['folds'])} folds. Skill is 1 - score / score of the training base rate; 0 or less is "
+        "no edge. Green: the interval lies above the best baseline (logistic, time of day, random neighbours)."
+    )

@@ -155,7 +155,7 @@ def reliability_curves(bins: Mapping[str, Sequence[Mapping[str, float]]], simula
         axes.set_xlabel("predicted", fontsize=7.5)
         axes.set_ylabel("observed", fontsize=7.5)
     if simulated:
-        figure.text(0.995, 0.995, _MARK, ha="right", va="top", fontsize=7, color=RED, weight="bold")
+        figure.suptitle(_MARK, x=0.995, ha="right", fontsize=7, color=RED, weight="bold")
     return _png(figure)
 
 

@@ -8,7 +8,6 @@ from numba import njit
 from numpy.typing import NDArray
 
 from spymaster_assets.market.calendar import Session
-from spymaster_assets.market.dbn import BAR_SECONDS
 from spymaster_assets.market.files import SessionFiles
 from spymaster_assets.settings import MINUTE_NS, TIMEFRAMES_MIN
 

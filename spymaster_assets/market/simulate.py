@@ -43,12 +43,12 @@ class LevelRule:
     buyers is tilted to it: by `tilt` for `tilt_s`, by a third of that until the drift ends. Then levels rest for `rest_s`.
     """
 
-    kind: tuple[float, ...] = (-1.4, -1.4, -1.0, -1.0, -1.0, -1.0, 0.8, 0.5)
-    speed: float = 0.8
+    kind: tuple[float, ...] = (-2.0, -2.0, -1.6, -1.6, -1.8, -1.8, 1.2, 0.8)
+    speed: float = 1.0
     touch: float = 0.5
-    drift: float = 1.8
+    drift: float = 2.4
     drift_s: int = 540
-    tilt: float = 0.25
+    tilt: float = 0.3
     tilt_s: int = 90
     contact_usd: float = 0.03
     attraction_usd: float = 0.30
