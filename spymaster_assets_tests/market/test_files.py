@@ -1,0 +1,170 @@
+"""Registration of a session's input, on made faults and on the real folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spymaster_assets.errors import MarketDataError, MissingInputError
+from spymaster_assets.market.contracts import ContractVolume, Front, choose_front, is_outright
+from spymaster_assets.market.files import SessionFiles, covers, register_session, scan_folder
+from spymaster_assets.market.instruments import instrument
+from spymaster_assets.market.tape import load_session_records, load_tape
+from spymaster_assets_tests.builders import CALENDARS, dbn_bytes, session_of, trades
+
+KEY = "2024-03-12"
+S = session_of("SPY", KEY)
+
+
+def day(n: int = 2000, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    times = np.sort(rng.integers(S.open_ns, S.close_ns, n))
+    return trades(times, 500_000_000_000 + rng.integers(-200, 200, n) * 10_000_000)
+
+
+def register(folder: Path, key: str = KEY, symbol: str = "SPY", previous: SessionFiles | None = None) -> SessionFiles:
+    return register_session(scan_folder(folder), CALENDARS[symbol], instrument(symbol), key, previous)
+
+
+def test_names_do_not_matter_and_files_join(tmp_path: Path) -> None:
+    records = day()
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "whatever.dbn").write_bytes(dbn_bytes(records[:700], compress=False))
+    (tmp_path / "deep" / "b.dbn.zst").write_bytes(dbn_bytes(records[700:]))
+    found = register(tmp_path)
+    assert [f.name for f in found.files] == ["deep/b.dbn.zst", "whatever.dbn"]
+    assert sum(f.session_record_count for f in found.files) == 2000
+    assert np.array_equal(load_session_records(tmp_path, found, session=S), records)
+    assert SessionFiles.from_json(found.to_json()) == found
+
+
+def test_the_same_file_twice_is_refused(tmp_path: Path) -> None:
+    for name in ("a.dbn.zst", "b.dbn.zst"):
+        (tmp_path / name).write_bytes(dbn_bytes(day()))
+    with pytest.raises(MarketDataError, match=r"delivered twice.*a\.dbn\.zst and b\.dbn\.zst"):
+        register(tmp_path)
+
+
+def test_an_overlapping_delivery_is_refused(tmp_path: Path) -> None:
+    records = day()
+    (tmp_path / "a.dbn").write_bytes(dbn_bytes(records[:1200]))
+    (tmp_path / "b.dbn").write_bytes(dbn_bytes(records[1000:]))
+    with pytest.raises(MarketDataError, match="records of instrument 1 were delivered twice"):
+        register(tmp_path)
+
+
+def test_rows_that_repeat_time_price_and_size_stay(tmp_path: Path) -> None:
+    records = day(100)
+    records["ts_recv"][10:20] = records["ts_recv"][10]
+    records["price"][10:20] = records["price"][10]
+    (tmp_path / "a.dbn").write_bytes(dbn_bytes(records))
+    found = register(tmp_path)
+    assert found.files[0].session_record_count == 100
+    assert len(load_tape(tmp_path, found, session=S).ts_ns) == 100
+
+
+def test_a_file_that_changes_after_registration_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.dbn"
+    path.write_bytes(dbn_bytes(day()))
+    found = register(tmp_path)
+    path.write_bytes(dbn_bytes(day(seed=1)))
+    with pytest.raises(MarketDataError, match="changed since it was registered"):
+        load_tape(tmp_path, found, session=S)
+    path.unlink()
+    with pytest.raises(MarketDataError, match="vanished"):
+        load_tape(tmp_path, found, session=S)
+
+
+def test_missing_input_says_what_was_looked_for(tmp_path: Path) -> None:
+    (tmp_path / "a.dbn").write_bytes(dbn_bytes(day()))
+    with pytest.raises(MissingInputError, match=r"no SPY record for session 2024-03-13.*1 files.*2024-03-13T08:00:00Z"):
+        register(tmp_path, "2024-03-13")
+    with pytest.raises(MissingInputError, match="does not exist"):
+        scan_folder(tmp_path / "nowhere")
+
+
+def test_trades_are_preferred_and_unknown_schemas_named(tmp_path: Path, real_data: Path) -> None:
+    import shutil
+
+    shutil.copy(real_data / "spy-ohlcv-1m" / "spy-20240312.ohlcv-1m.dbn.zst", tmp_path)
+    assert register(tmp_path).schema == "ohlcv-1m"
+    (tmp_path / "t.dbn").write_bytes(dbn_bytes(day()))
+    assert register(tmp_path).schema == "trades"
+
+
+def test_missing_minutes_are_named(tmp_path: Path) -> None:
+    records = day(60_000)
+    gap = (records["ts_recv"] >= S.regular_open_ns + 600 * 10**9) & (records["ts_recv"] < S.regular_open_ns + 720 * 10**9)
+    (tmp_path / "a.dbn").write_bytes(dbn_bytes(records[~gap]))
+    found = register(tmp_path)
+    assert found.missing_regular_minutes == ("2024-03-12T13:40:00Z", "2024-03-12T13:41:00Z")
+    assert found.coverage_regular == pytest.approx(388 / 390, abs=1e-6)
+
+
+def test_input_that_stops_early_is_observed_until_its_last_record(tmp_path: Path) -> None:
+    records = day()
+    morning = records[records["ts_recv"] < S.regular_open_ns + 3600 * 10**9]
+    (tmp_path / "a.dbn").write_bytes(dbn_bytes(morning, end_ns=S.close_ns))
+    assert register(tmp_path).observed_until_ns == int(morning["ts_recv"][-1])
+    assert covers(scan_folder(tmp_path), S)
+
+
+def volumes(*pairs: tuple[str, int]) -> list[ContractVolume]:
+    return [ContractVolume(n, name, v, v, v) for n, (name, v) in enumerate(pairs)]
+
+
+def test_front_is_chosen_by_the_session_before() -> None:
+    before = volumes(("ESM5", 100), ("ESU5", 900))
+    now = volumes(("ESM5", 5000), ("ESU5", 10))
+    front = choose_front(now, before, Front(0, "ESM5", 1.0, "previous_session"))
+    assert front == Front(1, "ESU5", 0.9, "previous_session", "ESM5")
+    assert choose_front(now, [], None) == Front(0, "ESM5", round(5000 / 5010, 6), "pre_open", None)
+    assert choose_front([], before, None) is None
+
+
+def test_outrights() -> None:
+    es, spy = instrument("ES"), instrument("SPY")
+    assert [n for n in ("ESM5", "ESM5-ESU5", "MESM5", "ES", "ESZ24", "ESM5 C5000", "ESA5") if is_outright(n, es)] == ["ESM5", "ESZ24"]
+    assert is_outright("SPY", spy)
+    assert not is_outright("SPYG", spy)
+
+
+class TestRealFolders:
+    def chain(self, folder: Path, symbol: str, first: str, last: str) -> dict[str, SessionFiles]:
+        found: dict[str, SessionFiles] = {}
+        entries, previous = scan_folder(folder), None
+        for key in CALENDARS[symbol].sessions(first, last):
+            previous = register_session(entries, CALENDARS[symbol], instrument(symbol), key, previous)
+            found[key] = previous
+        return found
+
+    def test_mym_rolls_after_its_volume_crosses(self, real_data: Path) -> None:
+        found = self.chain(real_data / "mym-ohlcv-1m", "MYM", "2025-04-30", "2025-06-30")
+        crossed = found["2025-06-16"]
+        by_symbol = {c.raw_symbol: c.regular_volume for c in crossed.contracts}
+        assert by_symbol["MYMU5"] > by_symbol["MYMM5"]
+        assert crossed.front.raw_symbol == "MYMM5"
+        after = found["2025-06-17"].front
+        assert (after.raw_symbol, after.rolled_from, after.basis) == ("MYMU5", "MYMM5", "previous_session")
+        assert [k for k, f in found.items() if f.front.rolled_from] == ["2025-06-17"]
+        assert {f.front.raw_symbol for k, f in found.items() if k >= "2025-06-17"} == {"MYMU5"}
+        assert found["2025-04-30"].front.basis == "pre_open"
+        assert all("-" not in c.raw_symbol for f in found.values() for c in f.contracts)
+        for key in ("2025-05-26", "2025-06-19"):
+            assert found[key].last_ns == session_of("MYM", key).regular_close_ns
+
+    def test_es_stops_for_labor_day(self, real_data: Path) -> None:
+        found = self.chain(real_data / "es-trades-2013", "ES", "2013-09-02", "2013-09-03")
+        session = session_of("ES", "2013-09-02")
+        assert 0 < session.regular_close_ns - found["2013-09-02"].last_ns < 60 * 10**9
+        assert found["2013-09-02"].coverage_regular == 1.0
+        assert len(found["2013-09-02"].files) == 2
+        assert found["2013-09-03"].observed_until_ns == found["2013-09-03"].last_ns
+
+    def test_spy_has_every_regular_minute(self, real_data: Path) -> None:
+        found = self.chain(real_data / "spy-ohlcv-1m", "SPY", "2024-02-20", "2024-05-17")
+        assert len(found) == 63
+        assert all(f.coverage_regular == 1.0 and not f.missing_regular_minutes for f in found.values())
+        assert session_of("SPY", "2024-03-11").open_ns - session_of("SPY", "2024-03-08").open_ns == (3 * 24 - 1) * 3600 * 10**9
