@@ -7,6 +7,7 @@ Environment: MLFLOW_TRACKING_URI (default SQLite under the data folder), MLFLOW_
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import tempfile
@@ -182,12 +183,10 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _open_mlflow(settings: TrackingSettings, experiment: str, name: str, tags: Mapping[str, str]) -> tuple[Any, Any]:
-    import logging
-
-    for noisy in ("mlflow", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
     from mlflow import MlflowClient
 
+    for noisy in ("mlflow", "alembic"):  # after the import, which sets its own levels
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     with _typed(f"MLflow at {settings.mlflow_uri}"):
         client = MlflowClient(tracking_uri=settings.mlflow_uri)
         title = settings.experiment or experiment

@@ -51,7 +51,9 @@ def trades(
     return records
 
 
-def ohlcv(ts_ns: Sequence[int], prices_e9: Sequence[Sequence[int]], volume: Sequence[int], instrument_id: int = 1) -> NDArray[np.void]:
+def ohlcv(
+    ts_ns: Sequence[int], prices_e9: Sequence[Sequence[int]], volume: Sequence[int], instrument_id: int = 1
+) -> NDArray[np.void]:
     """OHLCV_DTYPE one-minute records."""
     records = np.zeros(len(ts_ns), OHLCV_DTYPE)
     records["length"], records["rtype"], records["instrument_id"] = 14, 0x21, instrument_id
@@ -106,12 +108,16 @@ def session_of(symbol: str, key: str) -> Session:
     return CALENDARS[symbol].session(key)
 
 
-def minute_tape(session: Session, start_ns: int, prices_usd: Sequence[float], per_minute: int = 4, side: str = "N") -> NDArray[np.void]:
+def minute_tape(
+    session: Session, start_ns: int, prices_usd: Sequence[float], per_minute: int = 4, side: str = "N"
+) -> NDArray[np.void]:
     """Trades that walk in a straight line from one minute's price to the next, `per_minute` a minute, prices on the cent."""
     path = np.asarray(prices_usd, np.float64)
     at = np.arange((len(path) - 1) * per_minute) / per_minute
     values = np.interp(at, np.arange(len(path)), path)
-    return trades(start_ns + (at * 60e9).astype(np.int64), np.rint(values * 100).astype(np.int64) * 10_000_000, side=side)
+    return trades(
+        start_ns + (at * 60e9).astype(np.int64), np.rint(values * 100).astype(np.int64) * 10_000_000, side=side
+    )
 
 
 @dataclass(frozen=True)
@@ -151,7 +157,11 @@ def build_folder(
         until = cut_ns if key == keys[-1] else None
         if until is not None:
             registration = replace(registration, observed_until_ns=min(until, registration.observed_until_ns))
-        out.append(build_one(folder, symbol, session, registration, [b.bars for b in out], label, signal or SignalSettings(), until))
+        out.append(
+            build_one(
+                folder, symbol, session, registration, [b.bars for b in out], label, signal or SignalSettings(), until
+            )
+        )
         previous = registration
     return out
 
@@ -170,7 +180,9 @@ def build_one(
     profile, signal = instrument(symbol), signal or SignalSettings()
     records = load_session_records(folder, registration, session=session, until_ns=until_ns)
     bars = SessionBars(session, session_bars(records, session, registration))
-    levels = build_levels(bars, earlier[-signal.sma_warmup_sessions :], profile, signal, CONTRACT, registration.observed_until_ns)
+    levels = build_levels(
+        bars, earlier[-signal.sma_warmup_sessions :], profile, signal, CONTRACT, registration.observed_until_ns
+    )
     tape = None
     if registration.schema == "trades":
         tape = SessionTape.of_records(records[records["instrument_id"] == registration.front_id])

@@ -164,9 +164,9 @@ def _scan(high, low, time_ns, block_high, block_low, block, first, last, t1, anc
                 bottom = min(bottom, low[k])
                 for j in range(2):
                     if np.isnan(up[i, j]) and high[k] >= level[i] + thresholds[i, j]:
-                        up[i, j] = (time_ns[k] - t1[i]) * 1e-9
+                        up[i, j] = (time_ns[k] - t1[i]) / 1e9
                     if np.isnan(down[i, j]) and low[k] <= level[i] - thresholds[i, j]:
-                        down[i, j] = (time_ns[k] - t1[i]) * 1e-9
+                        down[i, j] = (time_ns[k] - t1[i]) / 1e9
                 k += 1
         top_out[i] = top
         bottom_out[i] = bottom

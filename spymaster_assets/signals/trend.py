@@ -82,26 +82,15 @@ def confluence_alignment(
     slope_200: NDArray[np.float64],
     slope_400: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """+1 where a test from the side of both averages, with both slopes and their order, favours; -1 opposed; 0 else; NaN without SMAs.
+    """+1 where the averages favour a break, -1 where they oppose it, 0 else; NaN without both SMAs and slopes.
 
-    UP: +1 below both SMAs, both slopes < 0, slope_200 > slope_400; -1 above both, both slopes > 0, slope_200 < slope_400. DOWN mirrors it.
+    UP: +1 below both SMAs, both slopes < 0 and slope_200 > slope_400; -1 above both, both slopes > 0 and slope_200 < slope_400.
+    DOWN: +1 above both, both slopes > 0 and slope_200 > slope_400; -1 below both, both slopes < 0 and slope_200 < slope_400.
     """
     s = sign.astype(np.float64)
-    below = (
-        (s * dist_200 < 0)
-        & (s * dist_400 < 0)
-        & (s * slope_200 < 0)
-        & (s * slope_400 < 0)
-        & (s * slope_200 > s * slope_400)
-    )
-    above = (
-        (s * dist_200 > 0)
-        & (s * dist_400 > 0)
-        & (s * slope_200 > 0)
-        & (s * slope_400 > 0)
-        & (s * slope_200 < s * slope_400)
-    )
-    value = np.where(below, 1.0, np.where(above, -1.0, 0.0))
+    against = (s * dist_200 < 0) & (s * dist_400 < 0) & (s * slope_200 < 0) & (s * slope_400 < 0)
+    along = (s * dist_200 > 0) & (s * dist_400 > 0) & (s * slope_200 > 0) & (s * slope_400 > 0)
+    value = np.where(against & (slope_200 > slope_400), 1.0, np.where(along & (slope_200 < slope_400), -1.0, 0.0))
     missing = ~np.isfinite(dist_200 + dist_400 + slope_200 + slope_400)
     return np.where(missing, np.nan, value)
 

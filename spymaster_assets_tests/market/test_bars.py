@@ -21,7 +21,21 @@ S = session_of("SPY", "2024-03-12")
 
 def registration(schema: str = "trades", ids: tuple[int, ...] = (1,)) -> SessionFiles:
     contracts = tuple(ContractVolume(i, f"C{i}", 1, 1, 1) for i in ids)
-    return SessionFiles("2024-03-12", "SPY", schema, False, (), 0, 0, S.close_ns, 1.0, 1.0, (), contracts, Front(ids[0], f"C{ids[0]}", 1.0, "x"))
+    return SessionFiles(
+        "2024-03-12",
+        "SPY",
+        schema,
+        False,
+        (),
+        0,
+        0,
+        S.close_ns,
+        1.0,
+        1.0,
+        (),
+        contracts,
+        Front(ids[0], f"C{ids[0]}", 1.0, "x"),
+    )
 
 
 def brute(rows: list[tuple[int, int, int, str]], timeframe: int) -> list[tuple]:
@@ -39,7 +53,10 @@ def brute(rows: list[tuple[int, int, int, str]], timeframe: int) -> list[tuple]:
 
 
 row = st.tuples(
-    st.integers(0, 4 * 3600 * 10**9), st.integers(49_900, 50_100).map(lambda c: c * 10_000_000), st.integers(1, 900), st.sampled_from("ABN")
+    st.integers(0, 4 * 3600 * 10**9),
+    st.integers(49_900, 50_100).map(lambda c: c * 10_000_000),
+    st.integers(1, 900),
+    st.sampled_from("ABN"),
 )
 
 
@@ -53,7 +70,18 @@ def test_bars_equal_a_brute_force_twin(rows: list[tuple[int, int, int, str]]) ->
     for timeframe in TIMEFRAMES_MIN:
         found = bars.filter(pl.col("timeframe_min") == timeframe)
         expected = brute(rows, timeframe)
-        columns = ["start_ns", "open_e9", "high_e9", "low_e9", "close_e9", "volume", "trade_count", "buy_volume", "sell_volume", "vwap"]
+        columns = [
+            "start_ns",
+            "open_e9",
+            "high_e9",
+            "low_e9",
+            "close_e9",
+            "volume",
+            "trade_count",
+            "buy_volume",
+            "sell_volume",
+            "vwap",
+        ]
         for one, other in zip(found.select(columns).rows(), expected, strict=True):
             assert one[:7] == other[:7]
             assert one[7:9] == (other[7:9] if sided else (None, None))
@@ -68,7 +96,9 @@ def test_one_minute_input_gives_the_same_coarse_bars_as_its_trades() -> None:
     fine = session_bars(tape, S, registration())
     minute = fine.filter(pl.col("timeframe_min") == 1)
     prices = minute.select("open_e9", "high_e9", "low_e9", "close_e9").rows()
-    coarse = session_bars(ohlcv(minute["start_ns"].to_list(), prices, minute["volume"].to_list()), S, registration("ohlcv-1m"))
+    coarse = session_bars(
+        ohlcv(minute["start_ns"].to_list(), prices, minute["volume"].to_list()), S, registration("ohlcv-1m")
+    )
     same = ["timeframe_min", "start_ns", "end_ns", "open_e9", "high_e9", "low_e9", "close_e9", "volume"]
     assert fine.select(same).equals(coarse.select(same))
     assert coarse["trade_count"].null_count() == coarse.height
@@ -79,7 +109,10 @@ def test_contracts_are_kept_apart() -> None:
     times = [S.open_ns + n * 10**9 for n in range(4)]
     bars = session_bars(trades(times, [10, 90, 11, 91], instrument_id=[5, 6, 5, 6]), S, registration(ids=(5, 6)))
     one = bars.filter(pl.col("timeframe_min") == 1)
-    assert one.select("instrument_id", "open_e9", "close_e9", "is_front").rows() == [(5, 10, 11, True), (6, 90, 91, False)]
+    assert one.select("instrument_id", "open_e9", "close_e9", "is_front").rows() == [
+        (5, 10, 11, True),
+        (6, 90, 91, False),
+    ]
 
 
 def test_real_tape_and_bars_share_their_extremes(real_data: Path) -> None:
@@ -92,7 +125,9 @@ def test_real_tape_and_bars_share_their_extremes(real_data: Path) -> None:
             assert front["high_e9"].max() == tape.price_e9.max()
             assert front["low_e9"].min() == tape.price_e9.min()
             assert front["volume"].sum() == tape.size.sum()
-        regular = built.bars.front(1).filter(pl.col("start_ns").is_between(built.session.regular_open_ns, built.session.regular_close_ns - 1))
+        regular = built.bars.front(1).filter(
+            pl.col("start_ns").is_between(built.session.regular_open_ns, built.session.regular_close_ns - 1)
+        )
         assert regular.height == 390
 
 

@@ -31,7 +31,12 @@ def utc(ts_ns: int) -> str:
 )
 def test_hours(symbol: str, key: str, open_: str, regular_open: str, regular_close: str, close: str) -> None:
     s = session_of(symbol, key)
-    assert [utc(t) for t in (s.open_ns, s.regular_open_ns, s.regular_close_ns, s.close_ns)] == [open_, regular_open, regular_close, close]
+    assert [utc(t) for t in (s.open_ns, s.regular_open_ns, s.regular_close_ns, s.close_ns)] == [
+        open_,
+        regular_open,
+        regular_close,
+        close,
+    ]
 
 
 def test_days_without_a_session() -> None:
@@ -58,5 +63,7 @@ def test_every_session_of_ten_years_is_in_order() -> None:
         last_close = 0
         for key in calendar.sessions("2014-01-01", "2024-12-31"):
             s = calendar.session(key)
-            assert last_close <= s.open_ns <= s.premarket_open_ns < s.regular_open_ns <= s.regular_close_ns <= s.close_ns
+            assert (
+                last_close <= s.open_ns <= s.premarket_open_ns < s.regular_open_ns <= s.regular_close_ns <= s.close_ns
+            )
             last_close = s.close_ns

@@ -129,7 +129,9 @@ def test_every_vendor_sample_ends_in_records_or_the_typed_error(real_data: Path)
 
 @settings(max_examples=400, deadline=None)
 @given(data=st.data())
-def test_mutated_bytes_never_escape_the_typed_error(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_mutated_bytes_never_escape_the_typed_error(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     raw = bytearray(dbn_bytes(sample(20), compress=data.draw(st.booleans())))
     for _ in range(data.draw(st.integers(1, 6))):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))

@@ -96,7 +96,9 @@ def test_trades_are_preferred_and_unknown_schemas_named(tmp_path: Path, real_dat
 
 def test_missing_minutes_are_named(tmp_path: Path) -> None:
     records = day(60_000)
-    gap = (records["ts_recv"] >= S.regular_open_ns + 600 * 10**9) & (records["ts_recv"] < S.regular_open_ns + 720 * 10**9)
+    gap = (records["ts_recv"] >= S.regular_open_ns + 600 * 10**9) & (
+        records["ts_recv"] < S.regular_open_ns + 720 * 10**9
+    )
     (tmp_path / "a.dbn").write_bytes(dbn_bytes(records[~gap]))
     found = register(tmp_path)
     assert found.missing_regular_minutes == ("2024-03-12T13:40:00Z", "2024-03-12T13:41:00Z")
@@ -126,7 +128,10 @@ def test_front_is_chosen_by_the_session_before() -> None:
 
 def test_outrights() -> None:
     es, spy = instrument("ES"), instrument("SPY")
-    assert [n for n in ("ESM5", "ESM5-ESU5", "MESM5", "ES", "ESZ24", "ESM5 C5000", "ESA5") if is_outright(n, es)] == ["ESM5", "ESZ24"]
+    assert [n for n in ("ESM5", "ESM5-ESU5", "MESM5", "ES", "ESZ24", "ESM5 C5000", "ESA5") if is_outright(n, es)] == [
+        "ESM5",
+        "ESZ24",
+    ]
     assert is_outright("SPY", spy)
     assert not is_outright("SPYG", spy)
 
@@ -167,4 +172,7 @@ class TestRealFolders:
         found = self.chain(real_data / "spy-ohlcv-1m", "SPY", "2024-02-20", "2024-05-17")
         assert len(found) == 63
         assert all(f.coverage_regular == 1.0 and not f.missing_regular_minutes for f in found.values())
-        assert session_of("SPY", "2024-03-11").open_ns - session_of("SPY", "2024-03-08").open_ns == (3 * 24 - 1) * 3600 * 10**9
+        assert (
+            session_of("SPY", "2024-03-11").open_ns - session_of("SPY", "2024-03-08").open_ns
+            == (3 * 24 - 1) * 3600 * 10**9
+        )
