@@ -7,7 +7,9 @@ import polars as pl
 from numba import njit
 from numpy.typing import NDArray
 
+from spymaster_assets.errors import MarketDataError
 from spymaster_assets.market.calendar import Session
+from spymaster_assets.market.dbn import time_field
 from spymaster_assets.market.files import SessionFiles
 from spymaster_assets.settings import MINUTE_NS, TIMEFRAMES_MIN
 
@@ -36,9 +38,10 @@ def session_bars(records: NDArray[np.void], session: Session, registration: Sess
 
     records: TRADE_DTYPE or OHLCV_DTYPE in receive order. A trade belongs to the bar of its receive time: a bar holds what was known
     when it closed. vwap is in points; from ohlcv input it is the volume-weighted typical price (high + low + close) / 3, trade counts are
-    null, and so are signed volumes, as they are where no trade has a known side.
+    null, and so are signed volumes, as they are where no trade has a known side. Raises MarketDataError on a record outside the session.
     """
-    frames = []
+    _refuse_outside(records, session, registration.schema)
+    frames: list[pl.DataFrame] = []
     for contract in registration.contracts:
         mine = (
             records if len(registration.contracts) == 1 else records[records["instrument_id"] == contract.instrument_id]
@@ -50,11 +53,22 @@ def session_bars(records: NDArray[np.void], session: Session, registration: Sess
         minute = (
             _minutes_of_trades(mine, session) if registration.schema == "trades" else _minutes_of_bars(mine, session)
         )
-        for timeframe in TIMEFRAMES_MIN:
-            frames.append(_frame(minute, timeframe, session, contract.instrument_id, registration, mine))
+        frames += [_frame(minute, t, session, contract.instrument_id, registration, mine) for t in TIMEFRAMES_MIN]
     if not frames:
         return pl.DataFrame(schema=BAR_SCHEMA)
     return pl.concat(frames).sort("instrument_id", "timeframe_min", "start_ns")
+
+
+def _refuse_outside(records: NDArray[np.void], session: Session, schema: str) -> None:
+    if not len(records):
+        return
+    times = records[time_field(schema)]
+    if int(times.min()) < session.open_ns or int(times.max()) >= session.close_ns:
+        raise MarketDataError(
+            f"records from {int(times.min())} to {int(times.max())} are not all of session {session.key}",
+            expected=f"times in [{session.open_ns}, {session.close_ns}) ns",
+            remedy="read them with load_session_records",
+        )
 
 
 _Minutes = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]

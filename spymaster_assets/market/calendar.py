@@ -79,7 +79,10 @@ class TradingCalendar:
 
     def next(self, key: str, n: int = 1) -> str:
         """The n-th session after `key`."""
-        return self._keys[self._index(key) + n]
+        at = self._index(key) + n
+        if at >= len(self._keys):
+            raise ConfigError(f"no session {n} after {key}", expected=f"sessions up to {self._keys[-1]}")
+        return self._keys[at]
 
     def previous(self, key: str, n: int = 1) -> str:
         """The n-th session before `key`."""

@@ -42,6 +42,7 @@ UNDEFINED_PRICE = np.iinfo(np.int64).max
 UNDEFINED_TIME = np.iinfo(np.uint64).max
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _SKIPPABLE_MAGIC = range(0x184D2A50, 0x184D2A60)
+_MAX_BLOCK = 128 << 10
 _GROWTH = 8 << 20
 _REMEDY = "download the file again and compare its size and hash with the vendor's"
 
@@ -172,7 +173,7 @@ def _read_exactly(path: Path, read, n: int) -> bytes:  # type: ignore[no-untyped
 
 def _decompress(path: Path, raw: bytes) -> NDArray[np.uint8]:
     """Decompressed bytes of all frames, in one array; refuses a frame that does not end."""
-    sizes = [size for size in _frame_sizes(path, raw)]
+    sizes = list(_frame_sizes(path, raw))
     total = sum(s for s in sizes if s is not None)
     exact = None not in sizes
     out = np.empty(total if exact else max(_GROWTH, 8 * len(raw)), np.uint8)
@@ -198,6 +199,8 @@ def _frame_sizes(path: Path, raw: bytes) -> Iterator[int | None]:
     while at < len(raw):
         if len(raw) - at >= 8 and struct.unpack_from("<I", raw, at)[0] in _SKIPPABLE_MAGIC:
             at += 8 + struct.unpack_from("<I", raw, at + 4)[0]
+            if at > len(raw):
+                raise _truncated(path, len(raw), "the file ends inside a skippable frame")
             continue
         if raw[at : at + 4] != _ZSTD_MAGIC or at + 5 > len(raw):
             raise _truncated(path, at, "a zstd frame starts there but its header is damaged or cut off")
@@ -215,8 +218,9 @@ def _frame_sizes(path: Path, raw: bytes) -> Iterator[int | None]:
             else None
         )
         position += size_bytes
-        last = False
+        blocks, last = 0, False
         while not last:
+            blocks += 1
             if position + 3 > len(raw):
                 raise _truncated(path, position, "the file ends where a block should begin")
             block = int.from_bytes(raw[position : position + 3], "little")
@@ -225,6 +229,8 @@ def _frame_sizes(path: Path, raw: bytes) -> Iterator[int | None]:
         position += 4 if descriptor & 4 else 0
         if position > len(raw):
             raise _truncated(path, len(raw), "the file ends inside a block")
+        if size is not None and size > blocks * _MAX_BLOCK:  # or a damaged header would have us allocate exabytes
+            raise _truncated(path, at, f"a frame of {blocks} blocks claims to hold {size} bytes")
         yield size
         at = position
 
@@ -250,8 +256,7 @@ def _view(path: Path, buffer: NDArray[np.uint8], header: DbnHeader) -> NDArray[n
             remedy=_REMEDY,
         )
     if header.ts_out:
-        dtype = np.dtype({"names": dtype.names, "formats": [dtype[n] for n in dtype.names or ()],
-                          "offsets": [(dtype.fields or {})[n][1] for n in dtype.names or ()], "itemsize": stride})  # fmt: skip
+        dtype = _with_send_time(dtype)
     records = np.frombuffer(body.data, dtype)
     if len(records):
         odd = (records["rtype"] != rtype) | (records["length"] != stride // 4)
@@ -264,6 +269,19 @@ def _view(path: Path, buffer: NDArray[np.uint8], header: DbnHeader) -> NDArray[n
                 remedy=_REMEDY,
             )
     return records
+
+
+def _with_send_time(dtype: np.dtype) -> np.dtype:
+    """The layout of records that end in the 8 bytes of ts_out, without a field for it."""
+    fields = dict(dtype.fields or {})
+    return np.dtype(
+        {
+            "names": list(fields),
+            "formats": [field[0] for field in fields.values()],
+            "offsets": [field[1] for field in fields.values()],
+            "itemsize": dtype.itemsize + 8,
+        }
+    )
 
 
 def _refuse_disorder(path: Path, records: NDArray[np.void], header: DbnHeader) -> None:

@@ -10,14 +10,18 @@ from numpy.typing import NDArray
 
 from spymaster_assets.errors import MarketDataError
 from spymaster_assets.market.calendar import Session
-from spymaster_assets.market.dbn import read_records, time_field
+from spymaster_assets.market.dbn import BAR_SECONDS, read_records, time_field
 from spymaster_assets.market.files import SessionFiles
+from spymaster_assets.settings import NS
 from spymaster_assets.store import file_sha256
 
 
 @dataclass(frozen=True)
 class SessionTape:
-    """Trades of one contract in receive order, arrays (n,): receive time ns, price 1e-9 points, size, side +1 buyer, -1 seller, 0 unknown."""
+    """Trades of one contract in receive order, arrays (n,): receive time, price in 1e-9 points, size, side.
+
+    side is that of the aggressor: +1 buyer, -1 seller, 0 unknown.
+    """
 
     ts_ns: NDArray[np.int64]
     price_e9: NDArray[np.int64]
@@ -39,12 +43,17 @@ class SessionTape:
 def load_session_records(
     dbn_dir: Path, registration: SessionFiles, *, session: Session, until_ns: int | None = None
 ) -> NDArray[np.void]:
-    """All records of a session from its registered files, in receive order (stable), received before until_ns if given.
+    """All records of a session from its registered files, in receive order (stable).
 
+    With until_ns only what was known by then: trades received before it, bars that had closed.
     Raises MarketDataError when a file changed since it was registered.
     """
     field = time_field(registration.schema)
-    end_ns = session.close_ns if until_ns is None else min(session.close_ns, until_ns)
+    end_ns = session.close_ns
+    if until_ns is not None:
+        length_ns = BAR_SECONDS.get(registration.schema, 0) * NS
+        end_ns = min(end_ns, until_ns - length_ns + 1 if length_ns else until_ns)
+    end_ns = max(end_ns, session.open_ns)
     parts = []
     for file in registration.files:
         path = dbn_dir / file.name

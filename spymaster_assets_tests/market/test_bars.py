@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spymaster_assets.errors import MarketDataError
 from spymaster_assets.market.bars import BAR_SCHEMA, session_bars
 from spymaster_assets.market.contracts import ContractVolume, Front
 from spymaster_assets.market.files import SessionFiles
@@ -103,6 +104,14 @@ def test_one_minute_input_gives_the_same_coarse_bars_as_its_trades() -> None:
     assert fine.select(same).equals(coarse.select(same))
     assert coarse["trade_count"].null_count() == coarse.height
     assert coarse["buy_volume"].null_count() == coarse.height
+
+
+@pytest.mark.parametrize("ts_ns", [S.open_ns - 1, S.close_ns])
+@pytest.mark.parametrize("schema", ["trades", "ohlcv-1m"])
+def test_records_outside_the_session_are_refused(ts_ns: int, schema: str) -> None:
+    records = trades([ts_ns], [10]) if schema == "trades" else ohlcv([ts_ns], [(10, 10, 10, 10)], [1])
+    with pytest.raises(MarketDataError, match="not all of session 2024-03-12"):
+        session_bars(records, S, registration(schema))
 
 
 def test_contracts_are_kept_apart() -> None:

@@ -50,6 +50,13 @@ def test_days_without_a_session() -> None:
         spy.session("2024-03-29")
 
 
+def test_steps_past_either_end_are_typed() -> None:
+    spy = CALENDARS["SPY"]
+    for step in (spy.next, spy.previous):
+        with pytest.raises(ConfigError, match="no session 100000"):
+            step("2024-03-28", 100_000)
+
+
 def test_session_at_finds_the_session_of_a_time() -> None:
     es = CALENDARS["ES"]
     sunday_evening = session_of("ES", "2024-03-11").open_ns

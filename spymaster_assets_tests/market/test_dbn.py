@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import struct
+from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 
 import databento
+import databento_dbn
 import numpy as np
 import pytest
 import zstandard
@@ -12,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spymaster_assets.errors import MarketDataError
-from spymaster_assets.market.dbn import SCHEMAS, read_header, read_records
+from spymaster_assets.market import dbn
+from spymaster_assets.market.dbn import SCHEMAS, Symbol, read_header, read_records
 from spymaster_assets_tests.builders import dbn_bytes, ohlcv, trades
 
 T0 = 1_710_163_800_000_000_000
@@ -125,6 +130,94 @@ def test_every_vendor_sample_ends_in_records_or_the_typed_error(real_data: Path)
         read += 1
         assert records.dtype in [d for d, _ in SCHEMAS.values()]
     assert read >= 25
+
+
+def header_bytes(**changes: object) -> bytes:
+    """A version 3 header of the schema trades, stored ids in, raw symbols out."""
+    day = date(2024, 3, 11)
+    intervals = [SimpleNamespace(start_date=day, end_date=date(2024, 3, 12), symbol="ESM4")]
+    fields: dict[str, object] = {
+        "dataset": "GLBX.MDP3",
+        "start": T0,
+        "end": T0 + 10**12,
+        "stype_in": databento_dbn.SType.INSTRUMENT_ID,
+        "stype_out": databento_dbn.SType.RAW_SYMBOL,
+        "schema": databento_dbn.Schema.TRADES,
+        "symbols": ["77"],
+        "partial": [],
+        "not_found": [],
+        "mappings": [SimpleNamespace(raw_symbol="77", intervals=intervals)],
+        "version": 3,
+    }
+    return bytes(databento_dbn.Metadata(**(fields | changes)).encode())
+
+
+def test_symbols_are_read_in_both_directions_of_the_mapping(tmp_path: Path) -> None:
+    path = tmp_path / "a.dbn"
+    path.write_bytes(header_bytes() + sample(5).tobytes())
+    assert read_header(path).symbols == (Symbol(77, "ESM4", date(2024, 3, 11), date(2024, 3, 12)),)
+
+
+def test_send_times_after_each_record_are_skipped(tmp_path: Path) -> None:
+    records = sample(50)
+    records["length"] = 14
+    wide = np.zeros((50, 56), np.uint8)
+    wide[:, :48] = records.view(np.uint8).reshape(50, 48)
+    wide[:, 48:] = 0xAB
+    path = tmp_path / "a.dbn.zst"
+    path.write_bytes(zstandard.ZstdCompressor().compress(header_bytes(ts_out=True) + wide.tobytes()))
+    assert read_header(path).ts_out
+    found = read_records(path)
+    for name in records.dtype.names or ():
+        assert np.array_equal(found[name], records[name]), name
+
+
+def test_skippable_frames_are_skipped_but_not_when_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "a.dbn.zst"
+    frame = dbn_bytes(sample())
+    extra = struct.pack("<II", 0x184D2A50, 100) + bytes(100)
+    path.write_bytes(frame + extra)
+    assert np.array_equal(read_records(path), sample())
+    path.write_bytes(frame + extra[:-1])
+    with pytest.raises(MarketDataError, match="inside a skippable frame"):
+        read_records(path)
+
+
+def test_a_frame_that_claims_more_than_its_blocks_can_hold_is_refused_before_allocating(tmp_path: Path) -> None:
+    data = dbn_bytes(sample(3000), compress=False)
+    frame = bytearray(zstandard.ZstdCompressor().compress(data))
+    descriptor = frame[4]
+    assert descriptor >> 6 == 2, "the frame should state its size in four bytes"
+    at = 5 + (0 if descriptor & 0x20 else 1)
+    assert int.from_bytes(frame[at : at + 4], "little") == len(data)
+    frame[at : at + 4] = b"\xff" * 4
+    path = tmp_path / "a.dbn.zst"
+    path.write_bytes(bytes(frame))
+    with pytest.raises(MarketDataError, match="claims to hold 4294967295 bytes"):
+        read_records(path)
+
+
+def test_a_decoder_panic_is_typed_and_an_interrupt_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Panic(BaseException):
+        """As pyo3's PanicException: no Exception."""
+
+    path = tmp_path / "a.dbn"
+    path.write_bytes(dbn_bytes(sample(5)))
+
+    def raising(kind: type[BaseException]) -> SimpleNamespace:
+        def decode(_: bytes) -> None:
+            raise kind("boom")
+
+        return SimpleNamespace(Metadata=SimpleNamespace(decode=decode))
+
+    monkeypatch.setattr(dbn, "databento_dbn", raising(Panic))
+    with pytest.raises(MarketDataError, match=r"a\.dbn.*whole DBN file") as caught:
+        read_records(path)
+    assert "Panic: boom" in str(caught.value)
+    for kind in (KeyboardInterrupt, SystemExit, GeneratorExit):
+        monkeypatch.setattr(dbn, "databento_dbn", raising(kind))
+        with pytest.raises(kind):
+            read_records(path)
 
 
 @settings(max_examples=400, deadline=None)

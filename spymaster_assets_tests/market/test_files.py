@@ -12,7 +12,7 @@ from spymaster_assets.market.contracts import ContractVolume, Front, choose_fron
 from spymaster_assets.market.files import SessionFiles, covers, register_session, scan_folder
 from spymaster_assets.market.instruments import instrument
 from spymaster_assets.market.tape import load_session_records, load_tape
-from spymaster_assets_tests.builders import CALENDARS, dbn_bytes, session_of, trades
+from spymaster_assets_tests.builders import CALENDARS, dbn_bytes, ohlcv, session_of, trades
 
 KEY = "2024-03-12"
 S = session_of("SPY", KEY)
@@ -111,6 +111,25 @@ def test_input_that_stops_early_is_observed_until_its_last_record(tmp_path: Path
     (tmp_path / "a.dbn").write_bytes(dbn_bytes(morning, end_ns=S.close_ns))
     assert register(tmp_path).observed_until_ns == int(morning["ts_recv"][-1])
     assert covers(scan_folder(tmp_path), S)
+
+
+def test_a_cut_keeps_trades_before_it_and_bars_closed_by_then(tmp_path: Path) -> None:
+    records = day(500)
+    (tmp_path / "a.dbn").write_bytes(dbn_bytes(records))
+    cut_ns = int(records["ts_recv"][250])
+    found = register(tmp_path)
+    assert np.array_equal(load_session_records(tmp_path, found, session=S, until_ns=cut_ns), records[:250])
+    assert len(load_session_records(tmp_path, found, session=S, until_ns=S.open_ns - 10**12)) == 0
+
+    folder = tmp_path / "bars"
+    folder.mkdir()
+    minute_ns = 60 * 10**9
+    starts = [S.regular_open_ns + n * minute_ns for n in range(5)]
+    bars = ohlcv(starts, [(10, 10, 10, 10)] * 5, [1] * 5)
+    (folder / "b.dbn").write_bytes(dbn_bytes(bars, "ohlcv-1m"))
+    found = register(folder)
+    for cut_ns, closed in ((starts[2], 2), (starts[2] - 1, 1), (starts[2] + 30 * 10**9, 2), (S.close_ns, 5)):
+        assert len(load_session_records(folder, found, session=S, until_ns=cut_ns)) == closed
 
 
 def volumes(*pairs: tuple[str, int]) -> list[ContractVolume]:
