@@ -106,8 +106,8 @@ class PatchTSTSettings:
     static_dim: int = 32
     epochs: int = 40
     patience_epochs: int = 6
-    batch_size: int = 128  # F
-    learning_rate: float = 3e-4  # F
+    batch_size: int = 64
+    learning_rate: float = 2e-3
     weight_decay: float = 1e-2
     classification_weight: float = 1.0  # F
     regression_weight: float = 1.0  # F
@@ -206,7 +206,7 @@ class Settings:
         dbn_dir = env.get("SPYMASTER_DBN_DIR") or stored.pop("dbn_dir", None) or str(root / "dbn")
         stored.pop("dbn_dir", None)
         settings = _from_dict(cls(root=root, dbn_dir=(root / dbn_dir).expanduser().resolve()), stored, str(config))
-        flat = {
+        flat: dict[str, Any] = {
             "symbol": env.get("SPYMASTER_INSTRUMENT"),
             "first_session": env.get("SPYMASTER_FIRST_SESSION"),
             "last_session": env.get("SPYMASTER_LAST_SESSION"),

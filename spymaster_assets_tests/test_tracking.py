@@ -41,9 +41,14 @@ def test_a_run_has_one_name_in_both_trackers(tmp_path: Path) -> None:
 def test_a_failing_body_marks_the_run_failed(tmp_path: Path) -> None:
     s = settings(tmp_path, SPYMASTER_TRACKING="mlflow")
     ids = {}
-    with pytest.raises(ZeroDivisionError), track(s, experiment="e", run_name="n", params={}, tags={}) as run:
-        ids.update(run.ids)
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with track(s, experiment="e", run_name="n", params={}, tags={}) as run:
+            ids.update(run.ids)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert MlflowClient(tracking_uri=s.mlflow_uri).get_run(ids["mlflow_run_id"]).info.status == "FAILED"
 
 

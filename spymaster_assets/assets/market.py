@@ -180,7 +180,7 @@ def bar_faults(bars: pl.DataFrame) -> list[str]:
     totals = bars.group_by("instrument_id", "timeframe_min").agg(
         pl.col("volume").sum(), pl.col("high_e9").max(), pl.col("low_e9").min()
     )
-    for column in ("volume", "high_e9", "low_e9"):
-        if (totals.group_by("instrument_id").agg(pl.col(column).n_unique())[column] > 1).any():
-            faults.append(f"timeframes disagree in {column}")
-    return faults
+    spread = totals.group_by("instrument_id").agg(pl.col("volume", "high_e9", "low_e9").n_unique())
+    return faults + [
+        f"timeframes disagree in {column}" for column in ("volume", "high_e9", "low_e9") if (spread[column] > 1).any()
+    ]

@@ -48,7 +48,7 @@ def model_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
         deps=["split_manifest", dg.AssetDep("sequence_dataset", partition_mapping=window)],
         kinds={"pytorch", "huggingface"},
         code_version=fingerprint(settings.patchtst, settings.sequence, contract.sha256, "1"),
-        description="PatchTST over the bars before each touch with static features fused after the backbone: BREAK or BOUNCE, and strength.",
+        description="PatchTST over the bars before each touch with late static fusion: BREAK or BOUNCE, and strength.",
     )
     def patchtst_model(
         context: dg.AssetExecutionContext, artifacts: ArtifactRoot, trackers: Trackers
@@ -113,8 +113,8 @@ def model_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
         deps=["split_manifest", dg.AssetDep("signals", partition_mapping=window)],
         kinds={"xgboost"},
         code_version=fingerprint(settings.tree, contract.sha256, "1"),
-        description="XGBoost heads tradeable_2, direction and strength for 2, 4 and 8 minutes, stage A (known at the touch) and B (known at "
-        "confirmation); a head with too few positives is skipped with its reason.",
+        description="XGBoost heads tradeable_2, direction and strength at 2, 4, 8 minutes, stage A (known at the touch) and B (known "
+        "at confirmation); a head with too few positives is skipped with its reason.",
     )
     def tree_bundles(
         context: dg.AssetExecutionContext, artifacts: ArtifactRoot, trackers: Trackers
@@ -177,7 +177,7 @@ def model_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
         deps=["split_manifest", dg.AssetDep("signals", partition_mapping=window)],
         kinds={"numpy"},
         code_version=fingerprint(settings.retrieval, contract.sha256, "1"),
-        description="Exact nearest neighbours among touches whose label was known before this session: robust scaling, filters by level kind "
+        description="Exact nearest neighbours among touches whose label was known before this session: robust scaling, by level kind "
         "and direction with a stated fallback, at most two neighbours a session.",
     )
     def retrieval_index(

@@ -80,7 +80,7 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
         deps=[levels, "ohlcv_bars", "market_files"],
         kinds={"parquet", "numba"},
         code_version=fingerprint(settings.symbol, settings.signal, settings.label, contract.sha256, "1"),
-        description="One row per touch episode with every feature and label of features.json, sorted, with schema version and contract hash "
+        description="One row per touch episode with all features and labels of features.json, with schema version and contract hash "
         "in the file.",
     )
     def signals(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -27,8 +27,8 @@ class SplitManifest:
     test: tuple[str, ...]
     embargoed: tuple[str, ...]
     purged: tuple[dict[str, str], ...] = ()
-    inputs: Mapping[str, str] | None = None
-    rows: Mapping[str, int] | None = None
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    rows: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able form."""
@@ -38,7 +38,8 @@ class SplitManifest:
     def from_json(cls, raw: dict[str, Any]) -> SplitManifest:
         """Inverse of `to_json`."""
         lists = ("train", "validation", "test", "embargoed", "purged")
-        return cls(**{k: tuple(v) if k in lists else v for k, v in raw.items()})
+        fields: dict[str, Any] = {k: tuple(v) if k in lists else v for k, v in raw.items()}
+        return cls(**fields)
 
 
 def plan_split(sessions: Sequence[str], asof: str, settings: SplitSettings) -> SplitManifest:

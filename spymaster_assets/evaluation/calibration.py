@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from spymaster_assets.contract import Contract
 from spymaster_assets.datasets.matrix import CLASSIFIERS, HEADS, feature_matrix, labelled_rows, target
 from spymaster_assets.evaluation.baselines import logistic_probabilities, time_of_day_probabilities
 from spymaster_assets.evaluation.metrics import (
+    Floats,
     auc,
     binary_metrics,
     brier,
@@ -28,6 +30,7 @@ BASELINES = ("logistic", "time_of_day", "null_knn")
 MIN_ROWS = 20
 """Fewer rows, or fewer than five of a class, are listed but not scored."""
 MIN_CLASS = 5
+_SMALL = 1e-12
 
 
 def with_outcomes(
@@ -123,25 +126,12 @@ def judge(outcomes: pl.DataFrame, draws: int = 400) -> list[dict[str, Any]]:
             entry["metrics"] = binary_metrics(y, p, reference)
             entry["reliability"] = reliability_bins(y, p, "quantile")
             entry["reliability_uniform"] = reliability_bins(y, p, "uniform")
-            entry["intervals"] = {
-                "auc": session_bootstrap(lambda r, y=y, p=p: auc(y[r], p[r]), sessions, draws),
-                "skill": session_bootstrap(
-                    lambda r, y=y, p=p, q=reference: 1 - brier(y[r], p[r]) / max(brier(y[r], q[r]), 1e-12),
-                    sessions,
-                    draws,
-                ),
-            }
+            entry["intervals"] = _intervals(
+                {"auc": lambda y, p, _: auc(y, p), "skill": _brier_skill}, y, p, reference, sessions, draws
+            )
         else:
             entry["metrics"] = regression_metrics(y, p, reference)
-            entry["intervals"] = {
-                "skill": session_bootstrap(
-                    lambda r, y=y, p=p, q=reference: (
-                        1 - np.abs(p[r] - y[r]).mean() / max(np.abs(q[r] - y[r]).mean(), 1e-12)
-                    ),
-                    sessions,
-                    draws,
-                )
-            }
+            entry["intervals"] = _intervals({"skill": _absolute_skill}, y, p, reference, sessions, draws)
         out.append(entry)
     return out
 
@@ -149,6 +139,28 @@ def judge(outcomes: pl.DataFrame, draws: int = 400) -> list[dict[str, Any]]:
 def trials(entries: list[Mapping[str, Any]] | list[dict[str, Any]], folds: int) -> int:
     """Number of model heads that were tried: with many, one that looks good by chance is expected."""
     return folds * sum(not e["baseline"] for e in entries)
+
+
+def _brier_skill(y: Floats, p: Floats, reference: Floats) -> float:
+    return 1 - brier(y, p) / max(brier(y, reference), _SMALL)
+
+
+def _absolute_skill(y: Floats, p: Floats, reference: Floats) -> float:
+    return 1 - float(np.abs(p - y).mean()) / max(float(np.abs(reference - y).mean()), _SMALL)
+
+
+def _intervals(
+    scores: Mapping[str, Callable[[Floats, Floats, Floats], float | None]],
+    y: Floats,
+    p: Floats,
+    reference: Floats,
+    sessions: NDArray[np.str_],
+    draws: int,
+) -> dict[str, tuple[float, float] | None]:
+    def on(score: Callable[[Floats, Floats, Floats], float | None]) -> Callable[[NDArray[np.int64]], float | None]:
+        return lambda rows: score(y[rows], p[rows], reference[rows])
+
+    return {name: session_bootstrap(on(score), sessions, draws) for name, score in scores.items()}
 
 
 def _too_few(y: np.ndarray, classifier: bool) -> str | None:

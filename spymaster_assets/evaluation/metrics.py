@@ -85,9 +85,9 @@ def calibration_error(y: Floats, p: Floats, bins: int = BINS) -> tuple[float, fl
 
 
 def binary_metrics(y: Floats, p: Floats, base_rate: float | Floats) -> dict[str, Any]:
-    """Scores of probabilities p for outcomes y (n,), against always saying `base_rate` (the training rate, known in advance; one, or one a row).
+    """Scores of probabilities p for outcomes y (n,), against saying `base_rate` (training rate, known in advance; one, or one a row).
 
-    Keys: n, positives, observed_rate, base_rate, auc (None with one class), brier, brier_reference, skill (1 - brier / reference), log_loss,
+    Keys: n, positives, observed_rate, base_rate, auc (None with one class), brier, brier_reference, skill (1 - their ratio), log_loss,
     log_loss_reference, ece, mce. Empty input gives n 0 and None.
     """
     y, p = np.asarray(y, np.float64), np.asarray(p, np.float64)

@@ -56,8 +56,11 @@ def session_chart(
     axes.fill_between(when, low, high, color=BLUE, alpha=0.18, linewidth=0, step="post")  # type: ignore[arg-type]
     axes.plot(when, close, color=INK, linewidth=0.8)  # type: ignore[arg-type]
     axes.axvspan(
-        *_local([session.regular_open_ns, session.regular_close_ns]), color="#000000", alpha=0.025, linewidth=0
-    )  # type: ignore[arg-type]
+        *_local([session.regular_open_ns, session.regular_close_ns]),  # type: ignore[arg-type]
+        color="#000000",
+        alpha=0.025,
+        linewidth=0,
+    )
     if levels is not None:
         for (kind,), part in levels.filter(pl.col("level_kind_name") != "ROUND").group_by(
             "level_kind_name", maintain_order=True
@@ -73,7 +76,7 @@ def session_chart(
             )
             axes.annotate(
                 str(kind).replace("_", " ").lower(),
-                (_local([part["start_ns"][-1]])[0], part["level_price_e9"][-1] / 1e9),  # type: ignore[arg-type]
+                (_local([part["start_ns"][-1]])[0], part["level_price_e9"][-1] / 1e9),
                 xytext=(4, 0), textcoords="offset points", fontsize=6.5, color=LEVEL_COLOURS.get(str(kind)[:2], FAINT), va="center",
             )  # fmt: skip
     if signals is not None and signals.height:

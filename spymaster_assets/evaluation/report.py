@@ -95,7 +95,7 @@ def render_report(data: ReportData) -> bytes:
 
 
 def verdicts(pooled: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One sentence's facts a family: heads scored, heads whose 95 % skill interval lies above 0, and those that also beat every baseline."""
+    """Facts of a family: heads scored, heads whose 95 % skill interval lies above 0, and those that also beat every baseline."""
     best = best_baselines(pooled)
     out = []
     for model in dict.fromkeys(e["model"] for e in pooled if not e["baseline"]):

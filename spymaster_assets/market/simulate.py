@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,9 +21,10 @@ import zstandard
 from numba import njit
 from numpy.typing import NDArray
 
+from spymaster_assets.errors import ConfigError, MarketDataError
 from spymaster_assets.market.calendar import Session
 from spymaster_assets.market.dbn import TRADE_DTYPE
-from spymaster_assets.market.files import SIMULATED_MARK
+from spymaster_assets.market.files import SIMULATED_MARK, scan_folder
 from spymaster_assets.market.instruments import Instrument
 from spymaster_assets.settings import NS
 from spymaster_assets.store import dump_json, write_atomic
@@ -58,6 +60,28 @@ class LevelRule:
     sigma_usd_per_sqrt_min: float = 0.19
     trades_per_session: int = 40_000
 
+    def __post_init__(self) -> None:
+        """Raise ConfigError when the rule cannot be walked."""
+        positive = (
+            "drift_s",
+            "tilt_s",
+            "sigma_usd_per_sqrt_min",
+            "contact_usd",
+            "attraction_usd",
+            "trades_per_session",
+        )
+        wrong = [f"{name} = {getattr(self, name)}" for name in positive if not getattr(self, name) > 0]
+        if len(self.kind) != len(KINDS):
+            wrong.append(f"kind has {len(self.kind)} logits")
+        if not 0.0 <= self.tilt <= 0.5:
+            wrong.append(f"tilt = {self.tilt}")
+        if wrong:
+            raise ConfigError(
+                f"the rule cannot be simulated: {'; '.join(wrong)}",
+                where="LevelRule",
+                expected=f"{len(KINDS)} logits, one for each of {', '.join(KINDS)}; tilt in [0, 0.5]; the rest above 0",
+            )
+
 
 @dataclass(frozen=True)
 class SimulatedSession:
@@ -71,8 +95,17 @@ class SimulatedSession:
 def simulate_session(
     session: Session, instrument: Instrument, seed: int, start_e9: int, rule: LevelRule | None = None
 ) -> SimulatedSession:
-    """One session of trades from `start_e9`, in receive order, all inside the session and on the tick grid."""
+    """One session of trades from `start_e9` (1e-9 points), in receive order, all inside the session and on the tick grid.
+
+    Raises ConfigError when the price or the seed is out of range.
+    """
     rule = rule or LevelRule()
+    if start_e9 <= 0 or seed < 0:
+        raise ConfigError(
+            "a session cannot be simulated from here",
+            where=f"{instrument.symbol} {session.key}: start_e9 = {start_e9}, seed = {seed}",
+            expected="start_e9 above 0 and a seed of at least 0",
+        )
     rng = np.random.Generator(np.random.PCG64([seed, date.fromisoformat(session.key).toordinal()]))
     seconds = (session.close_ns - session.open_ns) // NS
     opens = (session.regular_open_ns - session.open_ns) // NS
@@ -108,7 +141,7 @@ def simulate_session(
     rows = episodes[1 : n + 1]
     truth = pl.DataFrame(
         {
-            "session": [session.key] * n,
+            "session": pl.Series([session.key] * n, dtype=pl.String),
             "ts_ns": (session.open_ns + rows[:, 0].astype(np.int64) * NS),
             "level_kind_name": np.array(KINDS)[rows[:, 1].astype(int)] if n else np.array([], "U1"),
             "level_price": rows[:, 2],
@@ -130,9 +163,33 @@ def write_market(
     start_e9: int | None = None,
     rule: LevelRule | None = None,
 ) -> list[Path]:
-    """Write one `.trades.dbn.zst` a session, SIMULATED.json and truth.parquet; return the DBN files' paths."""
+    """Write one `.trades.dbn.zst` a session, SIMULATED.json and truth.parquet; return the DBN files' paths.
+
+    `start_e9` is 500 SPY dollars when None. Raises ConfigError unless the sessions rise, MarketDataError in a folder of real files.
+    """
     rule = rule or LevelRule()
-    price = start_e9 or 500 * instrument.spy_dollar_e9
+    keys = [s.key for s in sessions]
+    if not keys or any(a >= b for a, b in pairwise(keys)):
+        raise ConfigError(
+            "these sessions cannot be simulated", where=", ".join(keys[:8]), expected="one or more, rising, each once"
+        )
+    real = [e.name for e in scan_folder(folder) if e.header.dataset != DATASET] if folder.is_dir() else []
+    if real:
+        raise MarketDataError(
+            f"the folder holds {len(real)} DBN files that were not simulated",
+            where=f"{folder}: {', '.join(real[:4])}",
+            expected="a folder without real market data",
+            remedy="choose another folder",
+        )
+    mark = {
+        "generator": "spymaster_assets.market.simulate",
+        "seed": seed,
+        "instrument": instrument.symbol,
+        "rule": asdict(rule),
+    }
+    # An interrupted run must leave its files marked as simulated, yet not as a complete market.
+    write_atomic(folder / SIMULATED_MARK, dump_json(mark | {"sessions": []}))
+    price = 500 * instrument.spy_dollar_e9 if start_e9 is None else start_e9
     paths, truths = [], []
     for session in sessions:
         made = simulate_session(session, instrument, seed, price, rule)
@@ -145,14 +202,7 @@ def write_market(
     buffer = io.BytesIO()
     pl.concat(truths).write_parquet(buffer)
     write_atomic(folder / TRUTH, buffer.getvalue())
-    mark = {
-        "generator": "spymaster_assets.market.simulate",
-        "seed": seed,
-        "instrument": instrument.symbol,
-        "sessions": [s.key for s in sessions],
-        "rule": asdict(rule),
-    }
-    write_atomic(folder / SIMULATED_MARK, dump_json(mark))
+    write_atomic(folder / SIMULATED_MARK, dump_json(mark | {"sessions": keys}))
     return paths
 
 
@@ -171,9 +221,9 @@ def encode_dbn(records: NDArray[np.void], raw_symbol: str, session: Session) -> 
         dataset=DATASET,
         start=session.open_ns,
         end=session.close_ns,
-        stype_in=databento_dbn.SType.RAW_SYMBOL,
-        stype_out=databento_dbn.SType.INSTRUMENT_ID,
-        schema=databento_dbn.Schema.TRADES,
+        stype_in=databento_dbn.SType.RAW_SYMBOL,  # type: ignore[arg-type]  # the stubs call enum members strings
+        stype_out=databento_dbn.SType.INSTRUMENT_ID,  # type: ignore[arg-type]
+        schema=databento_dbn.Schema.TRADES,  # type: ignore[arg-type]
         symbols=[raw_symbol],
         partial=[],
         not_found=[],

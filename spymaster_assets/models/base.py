@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+
+_ROWS = ("X", "mask", "static", "y_break", "y_strength", "event_id", "ts_ns", "session")
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class SequenceData:
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], session: str) -> SequenceData:
         """From the arrays of a sequence dataset."""
         return cls(
-            *(arrays[k] for k in ("X", "mask", "static", "y_break", "y_strength", "event_id", "ts_ns")),
+            **{k: arrays[k] for k in _ROWS if k != "session"},
             session=np.full(len(arrays["event_id"]), session),
             channel_names=tuple(arrays["seq_feature_names"].tolist()),
             static_names=tuple(arrays["static_feature_names"].tolist()),
@@ -44,19 +46,15 @@ class SequenceData:
     @classmethod
     def concatenate(cls, parts: Sequence[SequenceData]) -> SequenceData:
         """Sessions one after another."""
-        names = ("X", "mask", "static", "y_break", "y_strength", "event_id", "ts_ns", "session")
         return cls(
-            *(np.concatenate([getattr(p, n) for p in parts]) for n in names),
+            **{n: np.concatenate([getattr(p, n) for p in parts]) for n in _ROWS},
             channel_names=parts[0].channel_names,
             static_names=parts[0].static_names,
         )
 
     def select(self, rows: NDArray[Any]) -> SequenceData:
         """Rows by mask or index."""
-        names = ("X", "mask", "static", "y_break", "y_strength", "event_id", "ts_ns", "session")
-        return type(self)(
-            *(getattr(self, n)[rows] for n in names), channel_names=self.channel_names, static_names=self.static_names
-        )
+        return replace(self, **{n: getattr(self, n)[rows] for n in _ROWS})
 
     def __len__(self) -> int:
         return len(self.event_id)

@@ -90,7 +90,6 @@ class Network(nn.Module):
             d_model=settings.d_model,
             num_attention_heads=settings.heads,
             ffn_dim=settings.ffn_dim,
-            dropout=settings.dropout,
             attention_dropout=settings.dropout,
             positional_dropout=settings.dropout,
             ff_dropout=settings.dropout,
@@ -104,7 +103,8 @@ class Network(nn.Module):
             nn.Linear(channels * settings.d_model, settings.d_model), nn.GELU(), nn.Dropout(settings.dropout)
         )
         self.static = nn.Sequential(nn.Linear(statics, settings.static_dim), nn.GELU(), nn.Dropout(settings.dropout))
-        joined = settings.d_model + settings.static_dim
+        # the statics also reach the heads directly: through the hidden layer alone they learn several times slower
+        joined = settings.d_model + settings.static_dim + statics
         self.classify = nn.Linear(joined, 2)
         self.strength = nn.Linear(joined, 1)
 
@@ -115,7 +115,7 @@ class Network(nn.Module):
         share = mask[:, -pad:].unfold(1, self.patch_length, self.patch_stride).mean(dim=2)
         weight = share / share.sum(dim=1, keepdim=True).clamp(min=_SMALL)
         pooled = (hidden * weight[:, None, :, None]).sum(dim=2)
-        joined = torch.cat([self.mix(pooled.flatten(1)), self.static(static)], dim=1)
+        joined = torch.cat([self.mix(pooled.flatten(1)), self.static(static), static], dim=1)
         return self.classify(joined), self.strength(joined).squeeze(1)
 
 
@@ -203,13 +203,17 @@ class PatchTST(Model):
         if self.network is None or self.scaler is None:
             raise ModelError("the model is not fitted")
         buffer = io.BytesIO()
+        described = {
+            "settings": asdict(self.settings),
+            "steps": self.meta["steps"],
+            "channel_names": self.meta["seq_feature_names"],
+            "static_names": self.meta["static_feature_names"],
+        }
+        # fresh strings through JSON: the archive's bytes depend on which objects are shared
         content = {
             "state": self._state(),
             "scaler": {k: v.clone() for k, v in vars(self.scaler).items()},
-            "settings": asdict(self.settings),
-            "steps": self.meta["steps"],
-            "channel_names": list(self.meta["seq_feature_names"]),
-            "static_names": list(self.meta["static_feature_names"]),
+            **json.loads(json.dumps(described)),
         }
         torch.save(content, buffer)
         return {CHECKPOINT: buffer.getvalue(), METADATA: dump_json({**self.meta, **self.context})}
@@ -332,7 +336,7 @@ class PatchTST(Model):
             "direction": binary_metrics(y, probability[judged], base),
             "direction_logistic": binary_metrics(y, logistic, base) if logistic is not None else None,
             "strength": regression_metrics(
-                validation.y_strength[known], strength[known], float(np.median(strength_train))
+                validation.y_strength[known].astype(np.float64), strength[known], float(np.median(strength_train))
             ),
             "best_validation_loss": best,
             "best_epoch": best_epoch,

@@ -130,7 +130,7 @@ class BoostedTrees(Model):
         """Rebuild from files; every model's hash is checked before XGBoost reads it."""
         try:
             index = json.loads(files[METADATA])
-            plain = {k: tuple(v) if isinstance(v, list) else v for k, v in index["settings"].items()}
+            plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in index["settings"].items()}
             model = cls(
                 TreeSettings(**plain), {k: v for k, v in index.items() if k not in ("settings", "bundles", "skipped")}
             )

@@ -260,7 +260,7 @@ def _nearest(Q, q_kind, q_sign, X, kind, sign, day, days, k, per_day, least):  #
                 continue
             total = 0.0
             for c in range(f):
-                gap = float(Q[i, c]) - float(X[j, c])
+                gap = np.float64(Q[i, c]) - np.float64(X[j, c])
                 total += gap * gap
             every[j] = np.sqrt(total)
         order = np.argsort(every, kind="mergesort")

@@ -53,7 +53,8 @@ def tape_features(
         settings.sweep_min_trades,
         instrument.sweep_min_notional_usd / instrument.point_value_usd * PRICE_SCALE,
     )
-    return TapeFeatures(*values[:4], (last - first).astype(np.int64), values[4])
+    imbalance, buys, sells, velocity, sweep = values
+    return TapeFeatures(imbalance, buys, sells, velocity, (last - first).astype(np.int64), sweep)
 
 
 @njit(cache=True)

@@ -184,16 +184,17 @@ def test_skippable_frames_are_skipped_but_not_when_cut_off(tmp_path: Path) -> No
 
 
 def test_a_frame_that_claims_more_than_its_blocks_can_hold_is_refused_before_allocating(tmp_path: Path) -> None:
-    data = dbn_bytes(sample(3000), compress=False)
-    frame = bytearray(zstandard.ZstdCompressor().compress(data))
-    descriptor = frame[4]
-    assert descriptor >> 6 == 2, "the frame should state its size in four bytes"
-    at = 5 + (0 if descriptor & 0x20 else 1)
-    assert int.from_bytes(frame[at : at + 4], "little") == len(data)
-    frame[at : at + 4] = b"\xff" * 4
+    data = dbn_bytes(sample(50), compress=False)
+    raw_blocks = (len(data) << 3).to_bytes(3, "little") + data + b"\x01\x00\x00"
+
+    def frame(claimed: int) -> bytes:
+        return b"\x28\xb5\x2f\xfd" + b"\xc0\x50" + claimed.to_bytes(8, "little") + raw_blocks
+
     path = tmp_path / "a.dbn.zst"
-    path.write_bytes(bytes(frame))
-    with pytest.raises(MarketDataError, match="claims to hold 4294967295 bytes"):
+    path.write_bytes(frame(len(data)))
+    assert np.array_equal(read_records(path), sample(50))
+    path.write_bytes(frame(1 << 60))
+    with pytest.raises(MarketDataError, match=f"claims to hold {1 << 60} bytes"):
         read_records(path)
 
 
