@@ -143,5 +143,5 @@ def check_manifest(manifest: SplitManifest) -> None:
     used = {*manifest.train, *manifest.validation, *manifest.test}
     if both := used & set(manifest.embargoed):
         raise SplitError(f"embargoed sessions are used: {', '.join(sorted(both))}", where=where)
-    if manifest.inputs is not None and set(manifest.inputs) != {*manifest.train, *manifest.validation}:
+    if manifest.inputs and set(manifest.inputs) != {*manifest.train, *manifest.validation}:
         raise SplitError("the input hashes are not those of the train and validation sessions", where=where)
