@@ -13,12 +13,17 @@ from rich.table import Table
 from spymaster_assets.errors import SpymasterError
 from spymaster_assets.market.instruments import instrument
 from spymaster_assets.market.simulate import write_market
-from spymaster_assets.partitions import all_sessions, calendar_of, resolve, scheduled_asof
+from spymaster_assets.partitions import (
+    MODEL_ASSETS,
+    REPORT_ASSET,
+    SESSION_ASSETS,
+    all_sessions,
+    calendar_of,
+    resolve,
+    scheduled_asof,
+)
 from spymaster_assets.settings import Settings
 from spymaster_assets.store import ArtifactStore
-
-SESSION_ASSETS = ("market_files", "ohlcv_bars", "levels", "signals", "sequence_dataset")
-ASOF_ASSETS = ("split_manifest", "patchtst_model", "tree_bundles", "retrieval_index", "calibration_report")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,7 +67,7 @@ def _status(settings: Settings) -> None:
     table = Table(title=f"{settings.symbol} in {settings.root}", title_justify="left")
     for name in ("asset", "made", "of", "first missing"):
         table.add_column(name)
-    for assets, keys in ((SESSION_ASSETS, sessions), (ASOF_ASSETS, folds)):
+    for assets, keys in ((SESSION_ASSETS, sessions), ((*MODEL_ASSETS, REPORT_ASSET), folds)):
         for asset in assets:
             missing = [k for k in keys if not store.exists(asset, k)]
             table.add_row(asset, str(len(keys) - len(missing)), str(len(keys)), missing[0] if missing else "")

@@ -22,12 +22,9 @@ from spymaster_assets.assets.models import model_assets  # noqa: E402
 from spymaster_assets.assets.proof import proof_assets  # noqa: E402
 from spymaster_assets.assets.signals import signal_assets  # noqa: E402
 from spymaster_assets.automation.nightly import DATA_JOB, MODEL_JOB, REPORT_JOB, nightly_sensor  # noqa: E402
-from spymaster_assets.partitions import resolve  # noqa: E402
+from spymaster_assets.partitions import MODEL_ASSETS, REPORT_ASSET, SESSION_ASSETS, resolve  # noqa: E402
 from spymaster_assets.resources import ArtifactRoot, MarketSource, Trackers  # noqa: E402
 from spymaster_assets.settings import Settings  # noqa: E402
-
-SESSION_ASSETS = ("market_files", "ohlcv_bars", "levels", "signals", "sequence_dataset")
-MODEL_ASSETS = ("split_manifest", "patchtst_model", "tree_bundles", "retrieval_index")
 
 
 def build_definitions(settings: Settings) -> dg.Definitions:
@@ -41,7 +38,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
             MODEL_JOB, dg.AssetSelection.assets(*MODEL_ASSETS), description="Models as of a session."
         ),
         REPORT_JOB: dg.define_asset_job(
-            REPORT_JOB, dg.AssetSelection.assets("calibration_report"), description="A fold's scores."
+            REPORT_JOB, dg.AssetSelection.assets(REPORT_ASSET), description="A fold's scores."
         ),
     }
     groups = (market_assets, signal_assets, dataset_assets, model_assets, proof_assets)

@@ -12,6 +12,11 @@ from spymaster_assets.market.files import SIMULATED_MARK, scan_folder
 from spymaster_assets.market.instruments import instrument
 from spymaster_assets.settings import Settings
 
+SESSION_ASSETS = ("market_files", "ohlcv_bars", "levels", "signals", "sequence_dataset")
+"""Assets keyed by the session whose data they hold, upstream first."""
+MODEL_ASSETS = ("split_manifest", "patchtst_model", "tree_bundles", "retrieval_index")
+"""Assets keyed by the as-of session: they know only what came before it."""
+REPORT_ASSET = "calibration_report"
 DEFAULT_FIRST_SESSION = "2024-01-02"
 """First partition of a deployment that names none and has no input yet."""
 

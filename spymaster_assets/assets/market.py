@@ -148,16 +148,21 @@ def market_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
     return [market_files, ohlcv_bars, regular_hours_are_covered, bars_agree]
 
 
-def previous_registration(settings: Settings, entries: tuple[FileEntry, ...], key: str) -> SessionFiles | None:
+def previous_registration(
+    settings: Settings, entries: tuple[FileEntry, ...], key: str, depth: int = 2
+) -> SessionFiles | None:
     """Registration of the session before, read from its files so that the order of materialization cannot matter.
 
-    Only futures need it (its volumes name the front month); None without files, as for the first session of a folder.
+    Only futures need it: its volumes name the front month, and its own front, which the session before it names, tells of a roll.
+    None without files, as for the first session of a folder.
     """
-    if not settings.instrument.is_future:
+    if not settings.instrument.is_future or depth == 0:
         return None
     calendar = calendar_of(settings.symbol)
+    before = calendar.previous(key)
     try:
-        return register_session(entries, calendar, settings.instrument, calendar.previous(key), None)
+        earlier = previous_registration(settings, entries, before, depth - 1)
+        return register_session(entries, calendar, settings.instrument, before, earlier)
     except MissingInputError:
         return None
 

@@ -21,7 +21,7 @@ from spymaster_assets.evaluation.report import ReportData, render_report
 from spymaster_assets.models.base import SequenceData, prediction_frame
 from spymaster_assets.models.patchtst import PatchTST
 from spymaster_assets.models.trees import BoostedTrees
-from spymaster_assets.partitions import all_sessions, calendar_of, scheduled_asof
+from spymaster_assets.partitions import SESSION_ASSETS, all_sessions, calendar_of, scheduled_asof
 from spymaster_assets.resources import ArtifactRoot, Trackers
 from spymaster_assets.retrieval.index import RetrievalIndex
 from spymaster_assets.settings import Settings, fingerprint
@@ -70,7 +70,7 @@ def proof_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
                 raise MissingInputError(
                     f"{len(missing)} of {len(split.test)} test sessions are not in: {', '.join(missing)}",
                     where=f"fold as of {key}",
-                    remedy=f"materialize the sessions first, e.g. `spymaster sessions --from {missing[0]} --to {missing[-1]}`",
+                    remedy=f"dagster asset materialize --select {','.join(SESSION_ASSETS)} --partition-range {missing[0]}...{missing[-1]}",
                 )
             predictions, inputs = predict_all(store, split)
             train = read_part(store, split, "train")

@@ -105,7 +105,7 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
                 settings.label,
                 contract,
                 registration.observed_until_ns,
-                settings.simulated,
+                registration.simulated or settings.simulated,
             )
             artifact = artifacts.store.publish(
                 "signals",

@@ -32,6 +32,7 @@ from spymaster_assets.store import ArtifactStore
 SIMULATED_FIRST_SESSION = "2024-02-01"
 SIMULATED_SESSIONS = 30
 SIMULATED_SEED = 7
+_LABELS = {"dollars": "$1 and $2", "volatility": "volatility-scaled thresholds"}
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
@@ -67,7 +68,7 @@ def run_demo(root: Path, data: Path | None, symbol: str | None = None, console: 
     kind = "SIMULATED market" if settings.simulated else f"{settings.dbn_dir.name}"
     console.print(
         f"[bold]{settings.symbol}[/], {kind}: {len(sessions)} sessions {sessions[0]} to {sessions[-1]}, "
-        f"as of {', '.join(folds)}; labels: {settings.label.mode}-scaled"
+        f"as of {', '.join(folds)}; labels: {_LABELS[settings.label.mode]}"
     )
     with dg.DagsterInstance.get() as instance, _progress(console, len(sessions), len(folds)):
         span = {"dagster/asset_partition_range_start": sessions[0], "dagster/asset_partition_range_end": sessions[-1]}
@@ -212,22 +213,24 @@ def _progress(console: Console, sessions: int, folds: int) -> Iterator[None]:
 
 def _show(console: Console, report: dict[str, Any], settings: Settings) -> None:
     title = "Test sessions, all folds together" + (" [red](SIMULATED MARKET)[/]" if settings.simulated else "")
-    table = Table(title=title, title_justify="left")
-    for name in ("head", "delay", "stage", "model"):
-        table.add_column(name)
-    for name in ("n", "base rate", "AUC", "skill", "95 %", "best baseline", "ECE"):
-        table.add_column(name, justify="right")
+    # narrow enough for a terminal of 80 columns
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("head, delay, stage", "model"):
+        table.add_column(name, no_wrap=True)
+    for name in ("n", "base\nrate", "AUC", "skill", "skill 95 %", "best\nbase", "ECE"):
+        table.add_column(name, justify="right", no_wrap=True)
     best = best_baselines(report["heads"])
+    unscored: list[str] = []
     models = [e for e in report["heads"] if not e["baseline"]]
     for e in sorted(models, key=lambda e: (e["head"], e["delay"], e["stage"], e["model"])):
         m, interval = e["metrics"], e["intervals"].get("skill")
         key = (e["head"], e["delay"], e["stage"])
         if e["reason"]:
-            table.add_row(*key, e["model"], str(m["n"]), *[""] * 3, e["reason"], "", "", style="dim")
+            unscored.append(f"{' '.join(key)} {e['model']}: {e['reason']}")
             continue
         numbers = [m.get("base_rate"), m.get("auc"), m["skill"]]
         table.add_row(
-            *key,
+            " ".join(key),
             e["model"],
             str(m["n"]),
             *("" if v is None else f"{v:.3f}" for v in numbers),
@@ -237,7 +240,9 @@ def _show(console: Console, report: dict[str, Any], settings: Settings) -> None:
             style="bold green" if interval and interval[0] > max(best.get(key, 0.0), 0.0) else None,
         )
     console.print(table)
+    for line in unscored:
+        console.print(f"not scored: {line}", style="dim")
     console.print(
         f"{report['trials']} trials in {len(report['folds'])} folds. Skill is 1 - score / score of the training base rate; 0 or less is "
-        "no edge. Green: the interval lies above the best baseline (logistic, time of day, random neighbours)."
+        "no edge. Best base: best skill of logistic regression, time of day and random neighbours; green: interval above it."
     )

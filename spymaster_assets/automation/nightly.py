@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from spymaster_assets.errors import SpymasterError
-from spymaster_assets.market.files import FileEntry, scan_folder
+from spymaster_assets.market.files import FileEntry, covers, scan_folder
 from spymaster_assets.partitions import all_sessions, calendar_of, scheduled_asof
 from spymaster_assets.settings import MINUTE_NS, Settings
 from spymaster_assets.store import ArtifactStore
@@ -48,7 +48,8 @@ def due_requests(
         session = calendar.session(key)
         if key in made or session.close_ns + settings.nightly.grace_min * MINUTE_NS > now_ns:
             continue
-        if any(entry.overlaps(session.open_ns, session.close_ns) for entry in entries):
+        overlapping = tuple(e for e in entries if e.overlaps(session.open_ns, session.close_ns))
+        if overlapping and covers(overlapping, session):
             yield Request(DATA_JOB, key)
     index = {key: n for n, key in enumerate(sessions)}
     for asof in scheduled_asof(settings, now):
