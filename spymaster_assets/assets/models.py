@@ -13,7 +13,6 @@ from spymaster_assets.contract import load_contract
 from spymaster_assets.datasets.splits import SplitManifest
 from spymaster_assets.evaluation import plots
 from spymaster_assets.models.base import SequenceData
-from spymaster_assets.models.patchtst import PatchTST
 from spymaster_assets.models.trees import BoostedTrees
 from spymaster_assets.partitions import calendar_of
 from spymaster_assets.resources import ArtifactRoot, Trackers
@@ -53,6 +52,9 @@ def model_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
     def patchtst_model(
         context: dg.AssetExecutionContext, artifacts: ArtifactRoot, trackers: Trackers
     ) -> dg.MaterializeResult[Any]:
+        # torch and transformers take seconds to import; a process that only lists the graph does not pay for them
+        from spymaster_assets.models.patchtst import PatchTST
+
         tracking = trackers.settings
 
         def make(key: str) -> Made:

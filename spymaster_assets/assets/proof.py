@@ -19,7 +19,6 @@ from spymaster_assets.evaluation import plots
 from spymaster_assets.evaluation.calibration import baseline_predictions, judge, trials, with_outcomes
 from spymaster_assets.evaluation.report import ReportData, render_report
 from spymaster_assets.models.base import SequenceData, prediction_frame
-from spymaster_assets.models.patchtst import PatchTST
 from spymaster_assets.models.trees import BoostedTrees
 from spymaster_assets.partitions import SESSION_ASSETS, all_sessions, calendar_of, scheduled_asof
 from spymaster_assets.resources import ArtifactRoot, Trackers
@@ -108,7 +107,7 @@ def proof_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
                     "asof": key,
                     "git_revision": git_revision(),
                     "dataset_hash": fingerprint(inputs),
-                    "simulated": str(settings.simulated),
+                    "simulated": str(settings.simulated).lower(),
                 },
             ) as run:
                 for e in entries:
@@ -194,6 +193,8 @@ def proof_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
 
 def predict_all(store: ArtifactStore, split: SplitManifest) -> tuple[pl.DataFrame, dict[str, str]]:
     """Predictions of the stored models of an as-of session on its test sessions, and the hashes of what was read."""
+    from spymaster_assets.models.patchtst import PatchTST  # late, as in patchtst_model
+
     contract = load_contract()
     patchtst, trees, retrieval = (
         store.load(a, split.asof) for a in ("patchtst_model", "tree_bundles", "retrieval_index")

@@ -32,6 +32,7 @@ from spymaster_assets.store import ArtifactStore
 SIMULATED_FIRST_SESSION = "2024-02-01"
 SIMULATED_SESSIONS = 30
 SIMULATED_SEED = 7
+SIMULATED_SPLIT = SplitSettings(train_sessions=14, validation_sessions=4, embargo_sessions=1, retrain_every_sessions=5)
 _LABELS = {"dollars": "$1 and $2", "volatility": "volatility-scaled thresholds"}
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
@@ -100,7 +101,7 @@ def _simulated(root: Path, console: Console) -> Settings:
         last_session=last,
         simulated=True,
         label=LabelSettings(mode="volatility"),
-        split=SplitSettings(train_sessions=14, validation_sessions=4, embargo_sessions=1, retrain_every_sessions=5),
+        split=SIMULATED_SPLIT,
     )
     sessions = calendar.sessions(first, last)
     mark = read_mark(settings.dbn_dir)
