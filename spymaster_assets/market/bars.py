@@ -38,22 +38,17 @@ def session_bars(records: NDArray[np.void], session: Session, registration: Sess
 
     records: TRADE_DTYPE or OHLCV_DTYPE in receive order. A trade belongs to the bar of its receive time: a bar holds what was known
     when it closed. vwap is in points; from ohlcv input it is the volume-weighted typical price (high + low + close) / 3, trade counts are
-    null, and so are signed volumes, as they are where no trade has a known side. Raises MarketDataError on a record outside the session.
+    null, and so are signed volumes, as they are where no trade has a known side. Raises MarketDataError on a record outside the session
+    or out of order.
     """
     _refuse_outside(records, session, registration.schema)
     frames: list[pl.DataFrame] = []
     for contract in registration.contracts:
-        mine = (
-            records if len(registration.contracts) == 1 else records[records["instrument_id"] == contract.instrument_id]
-        )
-        if len(mine) and (mine["instrument_id"] != contract.instrument_id).any():
-            mine = mine[mine["instrument_id"] == contract.instrument_id]
-        if not len(mine):
+        of = _minutes_of_trades if registration.schema == "trades" else _minutes_of_bars
+        minute = of(records, session, contract.instrument_id)
+        if not len(minute[0]):
             continue
-        minute = (
-            _minutes_of_trades(mine, session) if registration.schema == "trades" else _minutes_of_bars(mine, session)
-        )
-        frames += [_frame(minute, t, session, contract.instrument_id, registration, mine) for t in TIMEFRAMES_MIN]
+        frames += [_frame(minute, t, session, contract.instrument_id, registration) for t in TIMEFRAMES_MIN]
     if not frames:
         return pl.DataFrame(schema=BAR_SCHEMA)
     return pl.concat(frames).sort("instrument_id", "timeframe_min", "start_ns")
@@ -62,10 +57,16 @@ def session_bars(records: NDArray[np.void], session: Session, registration: Sess
 def _refuse_outside(records: NDArray[np.void], session: Session, schema: str) -> None:
     if not len(records):
         return
-    times = records[time_field(schema)]
-    if int(times.min()) < session.open_ns or int(times.max()) >= session.close_ns:
+    first_ns, last_ns, ordered = _extremes(records[time_field(schema)])
+    if not ordered:
         raise MarketDataError(
-            f"records from {int(times.min())} to {int(times.max())} are not all of session {session.key}",
+            f"records of session {session.key} are out of order",
+            expected="records in receive order",
+            remedy="read them with load_session_records",
+        )
+    if first_ns < session.open_ns or last_ns >= session.close_ns:
+        raise MarketDataError(
+            f"records from {first_ns} to {last_ns} are not all of session {session.key}",
             expected=f"times in [{session.open_ns}, {session.close_ns}) ns",
             remedy="read them with load_session_records",
         )
@@ -75,22 +76,23 @@ _Minutes = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArra
 """Slot (n,), prices open high low close (n, 4), volume count buy sell (n, 4), notional (n,) in 1e-9 points x size."""
 
 
-def _minutes_of_trades(records: NDArray[np.void], session: Session) -> _Minutes:
+def _minutes_of_trades(records: NDArray[np.void], session: Session, instrument_id: int) -> _Minutes:
     slots = (session.close_ns - session.open_ns + MINUTE_NS - 1) // MINUTE_NS
-    filled, prices, sums, notional = _accumulate_trades(
+    return _accumulate_trades(
         records["ts_recv"],
         records["price"],
         records["size"],
         records["side"].view(np.uint8),
+        records["instrument_id"],
+        instrument_id,
         session.open_ns,
         MINUTE_NS,
         slots,
     )
-    at = np.flatnonzero(filled)
-    return at, prices[at], sums[at], notional[at]
 
 
-def _minutes_of_bars(records: NDArray[np.void], session: Session) -> _Minutes:
+def _minutes_of_bars(records: NDArray[np.void], session: Session, instrument_id: int) -> _Minutes:
+    records = records[records["instrument_id"] == instrument_id]
     slot = (records["ts_event"].astype(np.int64) - session.open_ns) // MINUTE_NS
     prices = np.stack([records[n] for n in ("open", "high", "low", "close")], axis=1)
     volume = records["volume"].astype(np.int64)
@@ -104,6 +106,8 @@ def _aggregate(
     slot: NDArray[np.int64], prices: NDArray[np.int64], sums: NDArray[np.int64], notional: NDArray[np.float64]
 ) -> _Minutes:
     """Join consecutive rows of equal slot; rows are sorted by slot."""
+    if not len(slot):
+        return slot, prices, sums, notional
     starts = np.flatnonzero(np.diff(slot, prepend=slot[0] - 1))
     ends = np.append(starts[1:], len(slot)) - 1
     joined = np.stack(
@@ -124,7 +128,6 @@ def _frame(
     session: Session,
     instrument_id: int,
     registration: SessionFiles,
-    records: NDArray[np.void],
 ) -> pl.DataFrame:
     slot, prices, sums, notional = minute
     if timeframe > 1:
@@ -132,7 +135,7 @@ def _frame(
     length_ns = timeframe * MINUTE_NS
     start = session.open_ns + slot * length_ns
     trades = registration.schema == "trades"
-    sided = trades and bool(((records["side"] == b"A") | (records["side"] == b"B")).any())
+    sided = trades and bool(sums[:, [_BUY, _SELL]].any())
     volume = sums[:, _VOLUME]
     with np.errstate(invalid="ignore", divide="ignore"):
         vwap = np.where(volume > 0, notional / volume / 1e9, prices[:, 3] / 1e9)
@@ -156,31 +159,61 @@ def _frame(
 
 
 @njit(cache=True)
-def _accumulate_trades(ts, price, size, side, open_ns, length_ns, slots):  # type: ignore[no-untyped-def]
-    filled = np.zeros(slots, np.bool_)
-    prices = np.zeros((slots, _PRICES), np.int64)
-    sums = np.zeros((slots, 4), np.int64)
-    notional = np.zeros(slots)
+def _extremes(times):  # type: ignore[no-untyped-def]
+    """Smallest and largest time, and whether times never fall, in one pass over a strided column."""
+    low = high = times[0]
+    ordered = True
+    for k in range(1, len(times)):
+        low = min(low, times[k])
+        ordered &= times[k] >= high
+        high = max(high, times[k])
+    return low, high, ordered
+
+
+@njit(cache=True)
+def _accumulate_trades(ts, price, size, side, ids, instrument_id, open_ns, length_ns, slots):  # type: ignore[no-untyped-def]
+    """Rows of the slots that traded; a slot's sums stay in registers until the next slot begins."""
+    at = np.empty(slots, np.int64)
+    prices = np.empty((slots, _PRICES), np.int64)
+    sums = np.empty((slots, 4), np.int64)
+    notional = np.empty(slots)
+    row = -1
+    until = np.int64(-1)
+    first = high = low = last = np.int64(0)
+    volume = count = buys = sells = np.int64(0)
+    value = 0.0
     for k in range(len(ts)):
-        s = (np.int64(ts[k]) - open_ns) // length_ns
+        if ids[k] != instrument_id:
+            continue
+        t = np.int64(ts[k])
         p = price[k]
+        if t >= until:
+            if row >= 0:
+                _put(row, prices, sums, notional, first, high, low, last, volume, count, buys, sells, value)
+            row += 1
+            at[row] = (t - open_ns) // length_ns
+            until = open_ns + (at[row] + 1) * length_ns
+            first = high = low = p
+            volume = count = buys = sells = np.int64(0)
+            value = 0.0
+        high = max(high, p)
+        low = min(low, p)
+        last = p
         q = np.int64(size[k])
-        if not filled[s]:
-            filled[s] = True
-            prices[s, 0] = p
-            prices[s, 1] = p
-            prices[s, 2] = p
-        else:
-            if p > prices[s, 1]:
-                prices[s, 1] = p
-            if p < prices[s, 2]:
-                prices[s, 2] = p
-        prices[s, 3] = p
-        sums[s, _VOLUME] += q
-        sums[s, _COUNT] += 1
-        if side[k] == 66:  # b"B": a buyer took the offer
-            sums[s, _BUY] += q
-        elif side[k] == 65:  # b"A": a seller hit the bid
-            sums[s, _SELL] += q
-        notional[s] += float(p) * q
-    return filled, prices, sums, notional
+        volume += q
+        count += 1
+        # sides alternate unpredictably: products cost less than mispredicted branches
+        buys += q * (side[k] == 66)  # b"B": a buyer took the offer
+        sells += q * (side[k] == 65)  # b"A": a seller hit the bid
+        value += float(p) * q
+    if row >= 0:
+        _put(row, prices, sums, notional, first, high, low, last, volume, count, buys, sells, value)
+    row += 1
+    return at[:row], prices[:row], sums[:row], notional[:row]
+
+
+@njit(cache=True, inline="always")
+def _put(row, prices, sums, notional, first, high, low, last, volume, count, buys, sells, value):  # type: ignore[no-untyped-def]
+    prices[row, 0], prices[row, 1], prices[row, 2], prices[row, 3] = first, high, low, last
+    sums[row, _VOLUME], sums[row, _COUNT], sums[row, _BUY], sums[row, _SELL] = volume, count, buys, sells
+    notional[row] = value
