@@ -31,12 +31,12 @@ class SessionTape:
     @classmethod
     def of_records(cls, records: NDArray[np.void]) -> SessionTape:
         """Columns of TRADE_DTYPE records."""
-        side = records["side"]
+        side = records["side"].view(np.uint8)  # bytes compare several times faster than strings
         return cls(
             records["ts_recv"].astype(np.int64),
             records["price"].astype(np.int64),
             records["size"].astype(np.int64),
-            (side == b"B").astype(np.int8) - (side == b"A").astype(np.int8),
+            (side == ord("B")).view(np.int8) - (side == ord("A")).view(np.int8),
         )
 
 

@@ -105,9 +105,12 @@ def build_signals(
     defined_until_ns = min(session.regular_close_ns, observed_until_ns)
     forward_ns = label.look_forward_s * NS
     limits_e9 = lab.to_e9(limits, dollar)
-    for delay, seconds in DELAYS_S.items():
-        e = lab.measure(path, t0 + seconds * NS, level_e9, limits_e9, forward_ns, defined_until_ns, dollar)
-        columns |= lab.label_columns(delay, e, sign, limits, level)
+    measured = {
+        delay: lab.measure(path, t0 + seconds * NS, level_e9, limits_e9, forward_ns, defined_until_ns, dollar)
+        for delay, seconds in DELAYS_S.items()
+    }
+    for delay, excursions in measured.items():
+        columns |= lab.label_columns(delay, excursions, sign, limits, level)
 
     frame = pl.DataFrame(columns, nan_to_null=True).with_columns(
         pl.lit(session.key).alias("date"),
@@ -116,7 +119,9 @@ def build_signals(
         pl.lit(path.source).alias("label_source"),
     )
     frame = contract.conform(frame).sort("ts_ns", "level_kind", "level_price_e9")
-    rates = lab.base_rates(path, context, t0, level_e9, sigma, label, session.regular_open_ns, defined_until_ns, dollar)
+    rates = lab.base_rates(
+        path, context, t0, level_e9, sigma, label, session.regular_open_ns, defined_until_ns, dollar, measured
+    )
     metadata = {
         "schema_version": contract.schema_version,
         "contract_sha256": contract.sha256,

@@ -6,7 +6,9 @@ observed input stays undefined.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from spymaster_assets.market.tape import SessionTape
 from spymaster_assets.settings import DELAYS_S, MINUTE_NS, NS, REACH_HORIZONS_S, LabelSettings
 
 OUTCOMES = ("CHOP", "BREAK", "BOUNCE", "UNDEFINED")
-_BLOCK = 512
+_BLOCK = 128
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,11 @@ class Path:
     high_e9: NDArray[np.int64]
     low_e9: NDArray[np.int64]
     close_e9: NDArray[np.int64]
+
+    @cached_property
+    def block_extremes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Highest high and lowest low of each block of points."""
+        return _block_extremes(self.high_e9, self.low_e9, _BLOCK)
 
     @classmethod
     def of_trades(cls, tape: SessionTape) -> Path:
@@ -86,7 +93,7 @@ def measure(
     closes = path.close_e9 if len(path.close_e9) else np.zeros(1, np.int64)
     anchor = closes[np.maximum(anchor_at, 0)]
     complete = (end_ns <= defined_until_ns) & (last > first) & has_anchor & (thresholds_e9 >= 0).all(axis=1)
-    block_high, block_low = _block_extremes(path.high_e9, path.low_e9, _BLOCK)
+    block_high, block_low = path.block_extremes
     high, low, crossed_up, crossed_down = _scan(
         path.high_e9, path.low_e9, path.time_ns, block_high, block_low, _BLOCK,
         first, last, t1_ns, anchor, level_e9, thresholds_e9, complete,
@@ -258,9 +265,11 @@ def base_rates(
     regular_open_ns: int,
     defined_until_ns: int,
     spy_dollar_e9: int,
+    measured: Mapping[str, Excursions],
 ) -> dict[str, Any]:
     """How often each threshold is reached, in both label modes: per confirmation delay for the touches, and from every regular minute.
 
+    measured: the touches' excursions by delay under the settings' own mode.
     Returns {mode: {'2min': {n, reached_1, reached_2}, ..., 'any_minute': {...}}}; counts, so that sessions can be added up.
     """
     forward_ns = settings.look_forward_s * NS
@@ -275,8 +284,11 @@ def base_rates(
             ("any_minute", minute["end_ns"].to_numpy(), minute["close_e9"].to_numpy(), minute["volatility"].to_numpy())
         )
         for name, t1, level, spread in jobs:
-            limits = to_e9(thresholds_usd(settings, spread, mode), spy_dollar_e9)
-            e = measure(path, t1, level, limits, forward_ns, defined_until_ns, spy_dollar_e9)
+            if mode == settings.mode and name in measured:
+                e = measured[name]
+            else:
+                limits = to_e9(thresholds_usd(settings, spread, mode), spy_dollar_e9)
+                e = measure(path, t1, level, limits, forward_ns, defined_until_ns, spy_dollar_e9)
             reached = np.isfinite(e.crossed_up) | np.isfinite(e.crossed_down)
             rates[name] = {
                 "n": int(e.complete.sum()),

@@ -65,56 +65,80 @@ def _tape_windows(ts, price, size, side, first, last, t0, level, band, dollar_e9
     sells = np.full(n, np.nan)
     velocity = np.full(n, np.nan)
     sweep = np.full(n, np.nan)
+    window = price[:0].copy()
+    bought = sold = sideless = np.zeros(0, np.int64)
+    notional = np.zeros(0)
     for i in range(n):
         a, b = first[i], last[i]
-        buy = 0.0
-        sell = 0.0
+        if i > 0 and first[i - 1] == a and last[i - 1] == b and t0[i - 1] == t0[i]:
+            velocity[i] = velocity[i - 1]  # touches of one minute share their window
+        else:
+            velocity[i] = _slope(ts, price, a, b, t0[i], dollar_e9)
+            window = price[a:b].copy()
+            bought = np.where(side[a:b] > 0, size[a:b], 0)
+            sold = np.where(side[a:b] < 0, size[a:b], 0)
+            notional = window * size[a:b].astype(np.float64)
+            sideless = np.where(side[a:b] == 0, 1, 0)
+        buy = np.int64(0)
+        sell = np.int64(0)
         near = 0
         unknown = 0
-        swept = False
-        run_side = 0
-        run_count = 0
-        run_notional = 0.0
-        run_ts = 0
-        sum_t = 0.0
-        sum_p = 0.0
-        for k in range(a, b):
-            sum_t += (ts[k] - t0[i]) * 1e-9
-            sum_p += (price[k] - level[i]) / dollar_e9
-            if abs(price[k] - level[i]) > band:
-                continue
-            near += 1
-            if side[k] > 0:
-                buy += size[k]
-            elif side[k] < 0:
-                sell += size[k]
-            else:
-                unknown += 1
-            if side[k] != 0 and side[k] == run_side and ts[k] - run_ts <= max_gap:
-                run_count += 1
-                run_notional += float(price[k]) * size[k]
-            else:
-                run_side = side[k]
-                run_count = 1
-                run_notional = float(price[k]) * size[k]
-            run_ts = ts[k]
-            if run_side != 0 and run_count >= min_trades and run_notional >= min_notional:
-                swept = True
-        m = b - a
-        if m >= 2:
-            mean_t = sum_t / m
-            mean_p = sum_p / m
-            covariance = 0.0
-            variance = 0.0
-            for k in range(a, b):
-                dt = (ts[k] - t0[i]) * 1e-9 - mean_t
-                covariance += dt * ((price[k] - level[i]) / dollar_e9 - mean_p)
-                variance += dt * dt
-            if variance > 0.0:
-                velocity[i] = covariance / variance
+        bottom = level[i] - band
+        top = level[i] + band
+        for k in range(len(window)):  # without branches, so that it is vectorized
+            inside = (window[k] >= bottom) & (window[k] <= top)
+            near += 1 if inside else 0
+            buy += bought[k] if inside else 0
+            sell += sold[k] if inside else 0
+            unknown += sideless[k] if inside else 0
         if near == 0 or unknown < near:
             buys[i] = buy
             sells[i] = sell
-            imbalance[i] = (buy - sell) / (buy + sell) if buy + sell > 0.0 else 0.0
+            imbalance[i] = (buy - sell) / (buy + sell) if buy + sell > 0 else 0.0
+            swept = _swept(ts[a:b], window, notional, side[a:b], bottom, top, max_gap, min_trades, min_notional)
             sweep[i] = 1.0 if swept else 0.0
     return imbalance, buys, sells, velocity, sweep
+
+
+@njit(cache=True)
+def _swept(ts, price, notional, side, bottom, top, max_gap, min_trades, min_notional):  # type: ignore[no-untyped-def]
+    """Whether trades within [bottom, top] hold a run of one side, gaps up to max_gap, of enough trades and notional."""
+    run_side = np.int8(0)
+    run_count = 0
+    run_notional = 0.0
+    run_ts = np.int64(0)
+    for k in range(len(ts)):
+        if price[k] < bottom or price[k] > top:
+            continue
+        # selections instead of branches: sides are unpredictable and a mispredicted branch costs more
+        goes_on = (side[k] == run_side) & (ts[k] - run_ts <= max_gap)
+        run_count = (run_count if goes_on else 0) + 1
+        run_notional = (run_notional if goes_on else 0.0) + notional[k]
+        run_side = side[k]
+        run_ts = ts[k]
+        if (run_notional >= min_notional) & (run_count >= min_trades) & (run_side != 0):
+            return True
+    return False
+
+
+@njit(cache=True)
+def _slope(ts, price, a, b, t0, dollar_e9):  # type: ignore[no-untyped-def]
+    """Least-squares slope of price on time of trades [a, b), $/s; NaN below two trades or when all share one time."""
+    m = b - a
+    if m < 2:
+        return np.nan
+    origin = price[a]
+    sum_t = 0.0
+    sum_p = 0.0
+    for k in range(a, b):
+        sum_t += (ts[k] - t0) * 1e-9
+        sum_p += (price[k] - origin) / dollar_e9
+    mean_t = sum_t / m
+    mean_p = sum_p / m
+    covariance = 0.0
+    variance = 0.0
+    for k in range(a, b):
+        dt = (ts[k] - t0) * 1e-9 - mean_t
+        covariance += dt * ((price[k] - origin) / dollar_e9 - mean_p)
+        variance += dt * dt
+    return covariance / variance if variance > 0.0 else np.nan
