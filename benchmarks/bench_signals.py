@@ -16,8 +16,10 @@ from spymaster_assets.signals.build import SignalSet, build_signals, signals_to_
 from spymaster_assets.signals.context import SessionBars
 from spymaster_assets.signals.levels import build_levels
 
-SIGNAL = SignalSettings(round_spacing_usd=0.02, cool_down_min=0, touch_band_usd=0.2, monitor_band_usd=0.5)
-"""Levels every two cents without a cool-down: thousands of touches in one session."""
+SIGNAL = SignalSettings(
+    round_spacing_usd=0.01, round_reach_spacings=6, cool_down_min=0, touch_band_usd=0.5, monitor_band_usd=0.6
+)
+"""Levels every cent without a cool-down: thousands of touches in one session."""
 LABEL = LabelSettings(mode="volatility")
 CONTRACT = load_contract()
 

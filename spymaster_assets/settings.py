@@ -39,6 +39,7 @@ class SignalSettings:
     tape_band_usd: float = 0.50  # F
     cool_down_min: int = 10  # O: an episode ends after this long without contact
     round_spacing_usd: float = 1.0  # F
+    round_reach_spacings: int = 5  # O: round levels are listed this far around the last close
     opening_range_min: int = 15  # F
     atr_bars: int = 14  # F
     vol_bars: int = 20  # F

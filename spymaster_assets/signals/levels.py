@@ -27,8 +27,6 @@ from spymaster_assets.signals.context import (
 )
 from spymaster_assets.store import Artifact, dump_json
 
-ROUND_REACH_USD = 5
-"""Round levels are listed this many spacings around the last close."""
 LEVEL_COLUMNS = ("start_ns", "level_kind", "level_kind_name", "level_price_e9")
 
 
@@ -167,7 +165,7 @@ def _round_levels(
     closed = np.searchsorted(end, start_ns, side="right").astype(np.int64) - 1
     known = closed >= 0
     start, last = start_ns[known], context["close_e9"].to_numpy()[closed[known]]
-    steps = np.arange(-ROUND_REACH_USD, ROUND_REACH_USD + 1)
+    steps = np.arange(-settings.round_reach_spacings, settings.round_reach_spacings + 1)
     nearest = np.rint(last / spacing).astype(np.int64)
     price = ((nearest[:, None] + steps[None, :]) * spacing).ravel()
     return _rows(np.repeat(start, len(steps)), "ROUND", price.astype(np.int64), contract)
