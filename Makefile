@@ -34,7 +34,8 @@ test: setup
 
 ui: setup
 	mkdir -p $(UI_DIR)/dagster_home && cp dagster.yaml $(UI_DIR)/dagster_home/
-	SPYMASTER_DATA_DIR=$(UI_DIR) DAGSTER_HOME=$(abspath $(UI_DIR))/dagster_home $(BIN)/dagster dev -w workspace.yaml
+	env -u DAGSTER_MODULE_NAME SPYMASTER_DATA_DIR=$(UI_DIR) DAGSTER_HOME=$(abspath $(UI_DIR))/dagster_home \
+		$(BIN)/dagster dev -w workspace.yaml
 
 bench: setup
 	$(BIN)/python -m benchmarks

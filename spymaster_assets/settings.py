@@ -99,10 +99,10 @@ class PatchTSTSettings:
 
     patch_length: int = 16  # F
     patch_stride: int = 8  # F
-    layers: int = 3
-    d_model: int = 64
+    layers: int = 2  # O: a thousand rows do not feed a larger one
+    d_model: int = 32
     heads: int = 4  # F
-    ffn_dim: int = 128
+    ffn_dim: int = 64
     dropout: float = 0.2
     static_dim: int = 32
     epochs: int = 40
@@ -113,7 +113,7 @@ class PatchTSTSettings:
     classification_weight: float = 1.0  # F
     regression_weight: float = 1.0  # F
     gradient_clip_norm: float = 1.0
-    threads: int = 2
+    threads: int = 1  # O: runs are parallel, threads are not: they wait for each other when cores are busy
     seed: int = 42  # F
     device: str = "auto"
     min_train_rows: int = 40
@@ -132,7 +132,7 @@ class TreeSettings:
     colsample_bytree: float = 0.6
     min_child_weight: float = 5.0
     reg_lambda: float = 5.0
-    threads: int = 2
+    threads: int = 1  # O: runs are parallel, threads are not: they wait for each other when cores are busy
     seed: int = 42  # F
     stages: tuple[str, ...] = ("A", "B")
     ablations: tuple[str, ...] = ("full",)
