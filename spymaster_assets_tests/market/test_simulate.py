@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import databento
 import numpy as np
@@ -86,7 +87,7 @@ def test_every_trade_is_on_the_grid_and_in_the_session(symbol: str, key: str) ->
 
 def test_half_day_has_no_contact_after_its_close() -> None:
     session = session_of("SPY", "2024-07-03")
-    times = simulate_session(session, SPY, 1, 500 * NS, RULE).truth["ts_ns"]
+    times = simulate_session(session, SPY, 1, 500 * NS, RULE).truth["ts_ns"].to_numpy()
     assert session.regular_minutes == 210
     assert len(times) > 3
     assert session.regular_open_ns <= times.min() <= times.max() < session.regular_close_ns
@@ -200,9 +201,9 @@ def test_a_folder_without_mark_is_not_simulated(tmp_path: Path) -> None:
         ],
     ],
 )
-def test_impossible_rules_are_refused(change: dict[str, object], message: str) -> None:
+def test_impossible_rules_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        replace(LevelRule(), **change)  # type: ignore[arg-type]
+        replace(LevelRule(), **change)
 
 
 def test_impossible_starts_are_refused(tmp_path: Path) -> None:
