@@ -28,10 +28,8 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, date, datetime, timedelta
-from itertools import pairwise
+from datetime import UTC, date, datetime
 from pathlib import Path
-from types import SimpleNamespace
 
 import databento_dbn
 import numpy as np
@@ -42,12 +40,22 @@ from numpy.typing import NDArray
 from scipy.signal import lfilter
 from scipy.special import ndtr
 
-from spymaster_assets.errors import ConfigError, MarketDataError
+from spymaster_assets.errors import ConfigError
 from spymaster_assets.market.calendar import Session
 from spymaster_assets.market.dbn import TRADE_DTYPE, UNDEFINED_PRICE
-from spymaster_assets.market.files import SIMULATED_MARK, scan_folder
+from spymaster_assets.market.files import SIMULATED_MARK
 from spymaster_assets.market.instruments import Instrument
-from spymaster_assets.market.simulate import DATASET, KINDS, TRUTH, LevelRule, _activity, _raw_symbol
+from spymaster_assets.market.simulate import (
+    DATASET,
+    KINDS,
+    TRUTH,
+    LevelRule,
+    dbn_header,
+    next_start,
+    raw_symbol,
+    refuse_market,
+    session_activity,
+)
 from spymaster_assets.settings import NS
 from spymaster_assets.store import dump_json, write_atomic
 
@@ -266,7 +274,7 @@ def simulate_book(
             for t in (session.premarket_open_ns, session.regular_open_ns, session.regular_close_ns)
         ]
     )
-    activity = _activity(seconds, int(hours[0]), int(hours[1]), int(hours[2]))
+    activity = session_activity(seconds, int(hours[0]), int(hours[1]), int(hours[2]))
     level = rule.level
     ticks_per_usd = instrument.spy_dollar_e9 / instrument.tick_e9
     start_tick = round(start_e9 / instrument.tick_e9)
@@ -408,20 +416,8 @@ def write_full_market(
     rule = rule or BookRule()
     profile = profile if isinstance(profile, BookProfile) else profile_named(profile)
     price = 500 * instrument.spy_dollar_e9 if start_e9 is None else start_e9
-    keys = [s.key for s in sessions]
-    if not keys or any(a >= b for a, b in pairwise(keys)):
-        raise ConfigError(
-            "these sessions cannot be simulated", where=", ".join(keys[:8]), expected="one or more, rising, each once"
-        )
+    keys = refuse_market(folder, sessions)
     _refuse_start(sessions[0], instrument, seed, price)
-    real = [e.name for e in scan_folder(folder) if e.header.dataset != DATASET] if folder.is_dir() else []
-    if real:
-        raise MarketDataError(
-            f"the folder holds {len(real)} DBN files that were not simulated",
-            where=f"{folder}: {', '.join(real[:4])}",
-            expected="a folder without real market data",
-            remedy="choose another folder",
-        )
     mark = {
         "generator": "spymaster_assets.market.simulate_book",
         "seed": seed,
@@ -437,8 +433,7 @@ def write_full_market(
         made, written = _write_session(folder, instrument, session, seed, price, profile, rule)
         paths += written
         truths.append(made.truth)
-        gap = np.random.Generator(np.random.PCG64([seed, made.last_e9])).normal(0.0, 0.003)
-        price = round(made.last_e9 * (1.0 + gap) / instrument.tick_e9) * instrument.tick_e9
+        price = next_start(made.last_e9, seed, instrument)
     buffer = io.BytesIO()
     pl.concat(truths).write_parquet(buffer)
     write_atomic(folder / TRUTH, buffer.getvalue())
@@ -482,7 +477,7 @@ def _write_session(
 ) -> tuple[SimulatedBook, list[Path]]:
     day = session.key.replace("-", "")
     stem, options_stem = (f"{instrument.symbol.lower()}-{part}{day}" for part in ("", "opt-"))
-    underlying = {_UNDERLYING_ID: _raw_symbol(instrument)}
+    underlying = {_UNDERLYING_ID: raw_symbol(instrument)}
     paths = [folder / f"{stem}.{schema}.dbn.zst" for schema in ("trades", "mbp-10")]
     paths += [folder / f"{options_stem}.{schema}.dbn.zst" for schema in ("trades", "cmbp-1", "definition")]
     with _dbn_file(paths[1], "mbp-10", underlying, session) as write:
@@ -504,32 +499,12 @@ def _dbn_file(
     path: Path, schema: str, symbols: dict[int, str], session: Session
 ) -> Iterator[Callable[[NDArray[np.void] | bytes], object]]:
     """A sink of records that become `path` as a whole when the block ends well, and nothing otherwise."""
-    first = datetime.fromtimestamp(session.open_ns / NS, UTC).date()
-    last = datetime.fromtimestamp(session.close_ns / NS, UTC).date() + timedelta(days=1)
-    header = databento_dbn.Metadata(
-        dataset=DATASET,
-        start=session.open_ns,
-        end=session.close_ns,
-        stype_in=databento_dbn.SType.RAW_SYMBOL,  # type: ignore[arg-type]  # the stubs call enum members strings
-        stype_out=databento_dbn.SType.INSTRUMENT_ID,  # type: ignore[arg-type]
-        schema=databento_dbn.Schema.from_str(schema),
-        symbols=list(symbols.values()),
-        partial=[],
-        not_found=[],
-        mappings=[
-            SimpleNamespace(
-                raw_symbol=name, intervals=[SimpleNamespace(start_date=first, end_date=last, symbol=str(number))]
-            )
-            for number, name in symbols.items()
-        ],
-        version=3,
-    ).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
     try:
         with temporary.open("wb") as f:
             with zstandard.ZstdCompressor(level=1).stream_writer(f, closefd=False) as stream:
-                stream.write(bytes(header))
+                stream.write(dbn_header(schema, symbols, session))
                 yield lambda content: stream.write(
                     content if isinstance(content, bytes) else content.view(np.uint8).data
                 )
@@ -628,7 +603,7 @@ def _definitions(
                 currency="USD",
                 strike_price_currency="USD",
                 exchange=DATASET[:4],
-                underlying=_raw_symbol(instrument),
+                underlying=raw_symbol(instrument),
             )
         )
         for number, symbol in symbols.items()
@@ -642,7 +617,7 @@ def _option_times(
     if closes <= opens:
         return np.empty(0)
     seconds = (session.close_ns - session.open_ns) // NS
-    rate = _activity(seconds, opens, opens, closes)[opens:closes] * rng.gamma(0.6, 1.0 / 0.6, closes - opens)
+    rate = session_activity(seconds, opens, opens, closes)[opens:closes] * rng.gamma(0.6, 1.0 / 0.6, closes - opens)
     second = np.repeat(np.arange(opens, closes), rng.poisson(rate * target / rate.sum()))
     return np.sort(second + rng.random(len(second)))
 
