@@ -359,7 +359,7 @@ def simulate_options(
     The ask lies at least a tick above the fair price, so that put-call parity holds at the quotes. Raises ConfigError as `simulate_book`.
     """
     rule = rule or BookRule()
-    _refuse_start(session, instrument, seed, book.last_e9)
+    _refuse_start(session, instrument, seed, _lowest_e9(instrument))
     rng = np.random.Generator(np.random.PCG64([seed, date.fromisoformat(session.key).toordinal(), 2]))
     opens, closes = ((t - session.open_ns) // NS for t in (session.regular_open_ns, session.regular_close_ns))
     usd_e9 = instrument.spy_dollar_e9
@@ -456,8 +456,13 @@ def black_scholes(
     return np.maximum(np.where(put, call - spot + strike, call), np.where(put, strike - spot, spot - strike).clip(0.0))
 
 
+def _lowest_e9(instrument: Instrument) -> int:
+    """A start below this has no room for a book under it."""
+    return 2 * _SCAN_TICKS * instrument.tick_e9
+
+
 def _refuse_start(session: Session, instrument: Instrument, seed: int, start_e9: int) -> None:
-    lowest = 2 * _SCAN_TICKS * instrument.tick_e9
+    lowest = _lowest_e9(instrument)
     if start_e9 < lowest or seed < 0:
         raise ConfigError(
             "a session cannot be simulated from here",

@@ -608,6 +608,9 @@ def test_impossible_starts_are_refused(tmp_path: Path) -> None:
             simulate_book(session, SPY, seed, start, SMALL)
         with pytest.raises(ConfigError, match=f"start_e9 = {start}, seed = {seed}"):
             write_full_market(tmp_path / "new", SPY, [session], seed, start_e9=start)
+    book = simulate_book(session, SPY, 7, 500 * NS, SMALL.scaled(0.1))
+    with pytest.raises(ConfigError, match="seed = -1"):
+        simulate_options(session, SPY, -1, book, SMALL)
     for sessions in ([], [session, session], [session_of("SPY", KEYS[1]), session]):
         with pytest.raises(ConfigError, match="these sessions cannot be simulated"):
             write_full_market(tmp_path / "new", SPY, sessions, 7)
