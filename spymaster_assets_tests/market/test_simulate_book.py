@@ -211,7 +211,7 @@ def test_order_of_the_feed(made: Made) -> None:
         assert (np.diff(records["ts_event"].astype(np.int64)) >= 0).all()
     counts = len(made.book.trades), len(made.records), len(made.options.trades)
     for found, wanted in zip(counts, (SMALL.trades, SMALL.book_records, SMALL.option_trades), strict=True):
-        assert found == pytest.approx(wanted, rel=0.06)
+        assert found == pytest.approx(wanted, rel=0.1)
     assert made.book.book_records == len(made.records)
 
 
@@ -281,27 +281,28 @@ def test_large_orders_sweep_level_after_level(made: Made) -> None:
     assert (np.where(tape["side"][together] == b"B", step, -step) > 0).all()
 
 
-def test_levels_are_read_off_the_trades(made: Made) -> None:
-    tape, session, usd = made.book.trades, made.session, made.profile.spy_dollar_e9
-    times, price = tape["ts_event"].astype(np.int64), tape["price"] / usd
-    early = (times >= session.premarket_open_ns) & (times < session.regular_open_ns)
-    opening = (times >= session.regular_open_ns) & (times < session.regular_open_ns + 900 * NS)
-    assert made.book.truth.height > 5
-    for row in made.book.truth.iter_rows(named=True):
-        ts, kind = row["ts_ns"], row["level_kind_name"]
-        before = times < ts
-        regular = before & (times >= session.regular_open_ns)
-        chosen = {"PM": early, "OR": opening, "SESSION": before}.get(kind.split("_")[0])
-        if kind == "VWAP":
-            expected = np.average(price[regular], weights=tape["size"][regular])
-        elif chosen is None:
-            expected = float(round(row["level_price"]))
-        else:
-            expected = price[chosen].max() if kind.endswith("HIGH") else price[chosen].min()
-        assert row["level_price"] == pytest.approx(expected, abs=1e-9), (kind, ts)
-        assert session.regular_open_ns + 60 * NS <= ts < session.regular_close_ns
-        mid = made.book.mids_e9[(ts - session.open_ns) * module.MIDS_PER_S // NS] / usd
-        assert abs(mid - row["level_price"]) <= max(RULE.level.contact_usd, made.profile.tick_e9 / usd / 2) + 1e-9
+def test_levels_are_read_off_the_trades(many: list[Made]) -> None:
+    assert set(pl.concat([m.book.truth for m in many])["level_kind_name"]) == set(KINDS)
+    for made in many:
+        tape, session, usd = made.book.trades, made.session, made.profile.spy_dollar_e9
+        times, price = tape["ts_event"].astype(np.int64), tape["price"] / usd
+        early = (times >= session.premarket_open_ns) & (times < session.regular_open_ns)
+        opening = (times >= session.regular_open_ns) & (times < session.regular_open_ns + 900 * NS)
+        for row in made.book.truth.iter_rows(named=True):
+            ts, kind = row["ts_ns"], row["level_kind_name"]
+            before = times < ts
+            regular = before & (times >= session.regular_open_ns)
+            chosen = {"PM": early, "OR": opening, "SESSION": before}.get(kind.split("_")[0])
+            if kind == "VWAP":
+                expected = np.average(price[regular], weights=tape["size"][regular])
+            elif chosen is None:
+                expected = float(round(row["level_price"]))
+            else:
+                expected = price[chosen].max() if kind.endswith("HIGH") else price[chosen].min()
+            assert row["level_price"] == pytest.approx(expected, abs=1e-9), (kind, ts)
+            assert session.regular_open_ns + 60 * NS <= ts < session.regular_close_ns
+            mid = made.book.mids_e9[(ts - session.open_ns) * module.MIDS_PER_S // NS] / usd
+            assert abs(mid - row["level_price"]) <= RULE.level.contact_usd + 1e-9
 
 
 def test_mids_are_the_books(made: Made) -> None:
