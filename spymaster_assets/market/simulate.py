@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
@@ -111,7 +111,7 @@ def simulate_session(
     opens = (session.regular_open_ns - session.open_ns) // NS
     closes = (session.regular_close_ns - session.open_ns) // NS
     premarket = (session.premarket_open_ns - session.open_ns) // NS
-    activity = _activity(seconds, premarket, opens, closes)
+    activity = session_activity(seconds, premarket, opens, closes)
     sigma = rule.sigma_usd_per_sqrt_min * np.sqrt(activity / 60.0)
     dollar = float(instrument.spy_dollar_e9)
     price, buyers, episodes = _walk(
@@ -168,19 +168,7 @@ def write_market(
     `start_e9` is 500 SPY dollars when None. Raises ConfigError unless the sessions rise, MarketDataError in a folder of real files.
     """
     rule = rule or LevelRule()
-    keys = [s.key for s in sessions]
-    if not keys or any(a >= b for a, b in pairwise(keys)):
-        raise ConfigError(
-            "these sessions cannot be simulated", where=", ".join(keys[:8]), expected="one or more, rising, each once"
-        )
-    real = [e.name for e in scan_folder(folder) if e.header.dataset != DATASET] if folder.is_dir() else []
-    if real:
-        raise MarketDataError(
-            f"the folder holds {len(real)} DBN files that were not simulated",
-            where=f"{folder}: {', '.join(real[:4])}",
-            expected="a folder without real market data",
-            remedy="choose another folder",
-        )
+    keys = refuse_market(folder, sessions)
     mark = {
         "generator": "spymaster_assets.market.simulate",
         "seed": seed,
@@ -194,11 +182,10 @@ def write_market(
     for session in sessions:
         made = simulate_session(session, instrument, seed, price, rule)
         path = folder / f"{instrument.symbol.lower()}-{session.key.replace('-', '')}.trades.dbn.zst"
-        write_atomic(path, encode_dbn(made.records, _raw_symbol(instrument), session))
+        write_atomic(path, encode_dbn(made.records, raw_symbol(instrument), session))
         paths.append(path)
         truths.append(made.truth)
-        gap = np.random.Generator(np.random.PCG64([seed, made.last_e9])).normal(0.0, 0.003)
-        price = round(made.last_e9 * (1.0 + gap) / instrument.tick_e9) * instrument.tick_e9
+        price = next_start(made.last_e9, seed, instrument)
     buffer = io.BytesIO()
     pl.concat(truths).write_parquet(buffer)
     write_atomic(folder / TRUTH, buffer.getvalue())
@@ -212,33 +199,70 @@ def read_mark(folder: Path) -> dict[str, object] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def encode_dbn(records: NDArray[np.void], raw_symbol: str, session: Session) -> bytes:
-    """A zstd-compressed DBN v3 `trades` file of one instrument; the stated range is the session."""
+def refuse_market(folder: Path, sessions: Sequence[Session]) -> list[str]:
+    """Keys of the sessions; raise ConfigError unless they rise, MarketDataError when the folder holds files that are not simulated."""
+    keys = [s.key for s in sessions]
+    if not keys or any(a >= b for a, b in pairwise(keys)):
+        raise ConfigError(
+            "these sessions cannot be simulated", where=", ".join(keys[:8]), expected="one or more, rising, each once"
+        )
+    real = [e.name for e in scan_folder(folder) if e.header.dataset != DATASET] if folder.is_dir() else []
+    if real:
+        raise MarketDataError(
+            f"the folder holds {len(real)} DBN files that were not simulated",
+            where=f"{folder}: {', '.join(real[:4])}",
+            expected="a folder without real market data",
+            remedy="choose another folder",
+        )
+    return keys
+
+
+def next_start(last_e9: int, seed: int, instrument: Instrument) -> int:
+    """Start of the session after one that ended at `last_e9`: an overnight gap of 0.3% standard deviation, on the tick grid."""
+    gap = np.random.Generator(np.random.PCG64([seed, last_e9])).normal(0.0, 0.003)
+    return round(last_e9 * (1.0 + gap) / instrument.tick_e9) * instrument.tick_e9
+
+
+def dbn_header(schema: str, symbols: Mapping[int, str], session: Session) -> bytes:
+    """DBN v3 header of a simulated file: `symbols` maps instrument id to raw symbol, the stated range is the session."""
     first = datetime.fromtimestamp(session.open_ns / NS, UTC).date()
     last = datetime.fromtimestamp(session.close_ns / NS, UTC).date() + timedelta(days=1)
-    interval = SimpleNamespace(start_date=first, end_date=last, symbol=str(_INSTRUMENT_ID))
-    header = databento_dbn.Metadata(
-        dataset=DATASET,
-        start=session.open_ns,
-        end=session.close_ns,
-        stype_in=databento_dbn.SType.RAW_SYMBOL,  # type: ignore[arg-type]  # the stubs call enum members strings
-        stype_out=databento_dbn.SType.INSTRUMENT_ID,  # type: ignore[arg-type]
-        schema=databento_dbn.Schema.TRADES,  # type: ignore[arg-type]
-        symbols=[raw_symbol],
-        partial=[],
-        not_found=[],
-        mappings=[SimpleNamespace(raw_symbol=raw_symbol, intervals=[interval])],
-        version=3,
-    ).encode()
-    return zstandard.ZstdCompressor(level=3).compress(bytes(header) + records.tobytes())
+    mappings = [
+        SimpleNamespace(
+            raw_symbol=name, intervals=[SimpleNamespace(start_date=first, end_date=last, symbol=str(number))]
+        )
+        for number, name in symbols.items()
+    ]
+    return bytes(
+        databento_dbn.Metadata(
+            dataset=DATASET,
+            start=session.open_ns,
+            end=session.close_ns,
+            stype_in=databento_dbn.SType.RAW_SYMBOL,  # type: ignore[arg-type]  # the stubs call enum members strings
+            stype_out=databento_dbn.SType.INSTRUMENT_ID,  # type: ignore[arg-type]
+            schema=databento_dbn.Schema.from_str(schema),
+            symbols=list(symbols.values()),
+            partial=[],
+            not_found=[],
+            mappings=mappings,
+            version=3,
+        ).encode()
+    )
 
 
-def _raw_symbol(instrument: Instrument) -> str:
+def encode_dbn(records: NDArray[np.void], raw_symbol: str, session: Session) -> bytes:
+    """A zstd-compressed DBN v3 `trades` file of one instrument; the stated range is the session."""
+    header = dbn_header("trades", {_INSTRUMENT_ID: raw_symbol}, session)
+    return zstandard.ZstdCompressor(level=3).compress(header + records.tobytes())
+
+
+def raw_symbol(instrument: Instrument) -> str:
+    """Raw symbol of the simulated underlying: the stock's, or the future's December 2029 contract."""
     return f"{instrument.root}Z9" if instrument.is_future else instrument.symbol
 
 
-def _activity(seconds: int, premarket: int, opens: int, closes: int) -> NDArray[np.float64]:
-    """Relative variance per second: U-shaped in regular hours with mean 1, quiet outside."""
+def session_activity(seconds: int, premarket: int, opens: int, closes: int) -> NDArray[np.float64]:
+    """Relative variance by second of the session (bounds in seconds after its open): U-shaped in regular hours with mean 1, else quiet."""
     at = np.arange(seconds, dtype=np.float64)
     out = np.full(seconds, 0.06)
     out[(at >= premarket) & (at < opens)] = 0.12
