@@ -18,7 +18,7 @@ from spymaster_assets.signals.options import (
     black_scholes,
     dealer_features,
     gamma_ledger,
-    implied_volatility,
+    implied_greeks,
     option_flow,
     spot_at_e9,
     years_to_expiry,
@@ -118,8 +118,7 @@ def main() -> None:
     fast_s, repeats = math.inf, REPEATS
     for _ in range(repeats + 1):  # the first run compiles
         start = perf_counter()
-        volatility, status = implied_volatility(price, now, strike, years, trades.is_call, settings)
-        greeks = black_scholes(now, strike, years, volatility, trades.is_call, settings)
+        volatility, status, greeks = implied_greeks(price, now, strike, years, trades.is_call, settings)
         fast_s = min(fast_s, perf_counter() - start)
 
     rows = np.random.default_rng(1).choice(TRADES, SAMPLE, replace=False)
