@@ -227,11 +227,11 @@ class TestAggressor:
             (1.04, 1.00, 1.10, -1),
             (1.05, 1.00, 1.10, 1),  # midpoint, price rose
             (1.05, 1.00, 1.10, 1),  # midpoint, carried
-            (1.05, 1.05, 1.05, 1),  # locked: no quote
-            (1.04, 1.05, 1.00, -1),  # crossed: no quote
+            (1.04, 1.04, 1.04, -1),  # locked: no quote, price fell
+            (1.03, 1.05, 1.00, -1),  # crossed: no quote
             (1.04, u, 1.04, 1),
             (1.04, 1.04, u, -1),
-            (1.04, u, 1.10, -1),
+            (1.04, u, 1.10, 1),  # below the ask alone says nothing, price rose
             (1.03, u, u, -1),
         ]
         price, bid, ask, side = (np.array(c) for c in zip(*rows, strict=True))
@@ -390,14 +390,14 @@ class TestDealerFeatures:
             random_flow(0, 5),
             ts_ns=OPEN + np.arange(5),
             strike_e9=np.array([598, 599, 601, 603, 620]) * DOLLAR,
-            dealer_gamma=np.array([-5.0, -3.0, 9.0, -1.0, -9.0]),
+            dealer_gamma=np.array([-5.0, 3.0, 9.0, -1.0, -9.0]),
         )
         ledger = opt.gamma_ledger(flow, OPEN, CLOSE)
         t, at = OPEN + np.arange(4), np.full(4, 600 * DOLLAR)
         found = opt.gamma_flip_e9(ledger, at, t, 5 * DOLLAR)
-        assert np.isnan(found[:2]).all(), "two strikes are too few"
-        assert found[2:].tolist() == pytest.approx([599.5e9, 599.5e9])
-        assert opt.gamma_flip_e9(ledger, at + 2 * DOLLAR, t, 3 * DOLLAR)[3] == pytest.approx(599.5e9)
+        assert np.isnan(found[:2]).all(), "two strikes are too few, though their signs differ"
+        assert found[2:].tolist() == pytest.approx([598.625e9, 598.625e9])
+        assert opt.gamma_flip_e9(ledger, at + 2 * DOLLAR, t, 3 * DOLLAR)[3] == pytest.approx(602.8e9)
         assert np.isnan(opt.gamma_flip_e9(ledger, at + 8 * DOLLAR, t, 5 * DOLLAR)[3])
 
     def test_dealer_gamma_has_the_sign_of_who_sold(self) -> None:
@@ -454,6 +454,7 @@ class TestLevels:
         assert ((found.known_ns - OPEN) // MINUTE_NS).tolist() == [1, 2]
         assert found.price_e9.tolist() == [601e9, 600e9]
         assert len(opt.strike_levels(flow, SESSION, S, OPEN + MINUTE_NS - 1).known_ns) == 0
+        assert len(opt.strike_levels(flow, SESSION, S, OPEN + MINUTE_NS).known_ns) == 1
         assert len(opt.strike_levels(random_flow(0, 0), SESSION, S).known_ns) == 0
 
 
