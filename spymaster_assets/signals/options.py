@@ -112,9 +112,9 @@ def years_to_expiry(
     if len(ts_ns) == 0:
         return np.empty(0)
     # a day early, since the UTC date of an evening is the next day's
-    first = date.fromordinal(int(ts_ns.min() // _DAY_NS) + EPOCH_ORDINAL - 1).isoformat()
-    last = date.fromordinal(int(expiry.max()))
-    keys = calendar.sessions(first, last.isoformat())
+    first = int(ts_ns.min() // _DAY_NS) + EPOCH_ORDINAL - 1
+    last = date.fromordinal(max(int(expiry.max()), first))
+    keys = calendar.sessions(date.fromordinal(first - 10).isoformat(), last.isoformat())
     if not keys or not calendar.sessions(last.isoformat(), (last + timedelta(days=10)).isoformat()):
         raise MarketDataError(
             f"expiry {last} is outside the calendar of {calendar.instrument.symbol}",
