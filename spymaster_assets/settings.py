@@ -71,6 +71,31 @@ class LabelSettings:
 
 
 @dataclass(frozen=True)
+class OptionSettings:
+    """Option greeks and dealer flow; bands in SPY dollars, windows in minutes, norms in dealer gamma (share delta per dollar)."""
+
+    rate: float = 0.045  # F: continuously compounded, a year
+    dividend_yield: float = 0.0  # F
+    min_volatility: float = 0.01  # F
+    max_volatility: float = 5.0  # F
+    multiplier: float = 100.0  # F: shares a contract
+    strike_range_usd: float = 2.0  # F: strikes this near to a level count
+    flip_range_usd: float = 5.0  # F: strikes searched for the gamma flip
+    fuel_threshold: float = 10_000.0  # F
+    flow_min: int = 5  # F
+    flow_baseline_min: int = 20  # F
+    flow_accel_short_min: int = 1  # F
+    flow_accel_long_min: int = 3  # F
+    flow_norm: float = 50_000.0  # F
+    flow_accel_norm: float = 50_000.0  # F
+    exposure_norm: float = 100_000.0  # F
+    wall_min: int = 5  # F: closed minutes behind a wall
+    strike_min_volume: int = 100  # F: contracts
+    delta_liquidity_norm: float = 200.0  # F: contracts, liquidity_pressure
+    wall_ratio_norm: float = 2.0  # F: liquidity_pressure
+
+
+@dataclass(frozen=True)
 class SplitSettings:
     """Walk-forward schedule, counted in trading sessions."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -90,8 +90,8 @@ def read_header(path: Path) -> DbnHeader:
         return _parse_header(path, f.read, compressed)
 
 
-def read_records(path: Path) -> NDArray[np.void]:
-    """All records of a file as a structured array (TRADE_DTYPE or OHLCV_DTYPE), in file order.
+def read_records(path: Path, schemas: Mapping[str, tuple[np.dtype, int]] = SCHEMAS) -> NDArray[np.void]:
+    """All records of a file as a structured array, in file order; `schemas` holds the accepted layouts and record types.
 
     Raises MarketDataError when the file is truncated, corrupt, of an unknown schema, out of receive order or holds impossible
     prices. The whole file is decompressed once, into one buffer that the array views.
@@ -99,22 +99,22 @@ def read_records(path: Path) -> NDArray[np.void]:
     with _typed(path):
         raw = path.read_bytes()
         header = read_header(path)
-        if header.schema not in SCHEMAS:
+        if header.schema not in schemas:
             raise MarketDataError(
                 f"schema {header.schema!r} is not read here",
                 where=str(path),
-                expected=f"one of {', '.join(SCHEMAS)}",
+                expected=f"one of {', '.join(schemas)}",
                 remedy="keep other schemas in another folder",
             )
         buffer = _decompress(path, raw) if header.compressed else np.frombuffer(raw, np.uint8)
-        records = _view(path, buffer, header)
+        records = _view(path, buffer, header, *schemas[header.schema])
         _refuse_disorder(path, records, header)
         return records
 
 
 def time_field(schema: str) -> str:
-    """Field that orders a schema's records: receive time of trades, start time of bars."""
-    return "ts_recv" if schema == "trades" else "ts_event"
+    """Field that orders a schema's records: start time of bars, receive time of everything else."""
+    return "ts_event" if schema.startswith("ohlcv") else "ts_recv"
 
 
 def _parse_header(path: Path, read, compressed: bool) -> DbnHeader:  # type: ignore[no-untyped-def]
@@ -244,8 +244,7 @@ def _truncated(path: Path, at: int, reason: str) -> MarketDataError:
     )
 
 
-def _view(path: Path, buffer: NDArray[np.uint8], header: DbnHeader) -> NDArray[np.void]:
-    dtype, rtype = SCHEMAS[header.schema]
+def _view(path: Path, buffer: NDArray[np.uint8], header: DbnHeader, dtype: np.dtype, rtype: int) -> NDArray[np.void]:
     stride = dtype.itemsize + (8 if header.ts_out else 0)
     body = buffer[header.data_offset :]
     if len(body) % stride:
@@ -298,9 +297,12 @@ def _refuse_disorder(path: Path, records: NDArray[np.void], header: DbnHeader) -
             expected="records in receive order",
             remedy="a file was joined from pieces or delivered twice; download it again",
         )
-    if header.schema == "trades":
+    if header.schema in ("trades", "tbbo", "tcbbo"):
         bad = (records["price"] == UNDEFINED_PRICE) | (times == UNDEFINED_TIME)
         reason = "an undefined price or time"
+    elif not header.schema.startswith("ohlcv"):  # an empty side of a book has no price
+        bad = times == UNDEFINED_TIME
+        reason = "an undefined time"
     else:
         o, h, low, c = (records[n] for n in ("open", "high", "low", "close"))
         bad = (h == UNDEFINED_PRICE) | (low > o) | (low > c) | (h < o) | (h < c)

@@ -1,0 +1,366 @@
+"""Option trades in: from DBN trades joined with definitions and quotes, or from flat CSV files, as columns in receive order."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numba import njit
+from numpy.typing import NDArray
+
+from spymaster_assets.errors import MarketDataError
+from spymaster_assets.market.dbn import SCHEMAS, UNDEFINED_PRICE, UNDEFINED_TIME, read_header, read_records
+
+DAY_NS = 86_400_000_000_000
+EPOCH_ORDINAL = date(1970, 1, 1).toordinal()
+STRIKE_DIGIT_E9 = 1_000_000
+"""Tickers state strikes in thousandths; one is this many 1e-9 units."""
+
+
+def _layout(itemsize: int, **places: tuple[int, str]) -> np.dtype:
+    return np.dtype(
+        {
+            "names": list(places),
+            "formats": [kind for _, kind in places.values()],
+            "offsets": [at for at, _ in places.values()],
+            "itemsize": itemsize,
+        }
+    )
+
+
+_HEAD = {"length": (0, "u1"), "rtype": (1, "u1"), "publisher_id": (2, "<u2"), "instrument_id": (4, "<u4")}
+DEFINITION_DTYPES: dict[int, np.dtype] = {
+    1: _layout(
+        360, **_HEAD, ts_recv=(16, "<u8"), expiration=(40, "<u8"), raw_symbol=(200, "S22"), underlying=(300, "S21"),
+        instrument_class=(325, "S1"), strike_price=(328, "<i8"),
+    ),
+    2: _layout(
+        400, **_HEAD, ts_recv=(16, "<u8"), expiration=(40, "<u8"), strike_price=(112, "<i8"), raw_symbol=(200, "S71"),
+        underlying=(349, "S21"), instrument_class=(374, "S1"),
+    ),
+    3: _layout(
+        520, **_HEAD, ts_recv=(16, "<u8"), expiration=(40, "<u8"), strike_price=(104, "<i8"), raw_symbol=(238, "S71"),
+        underlying=(391, "S21"), instrument_class=(487, "S1"),
+    ),
+}  # fmt: skip
+"""The fields of `definition` records that are read here, by DBN version."""
+QUOTE_DTYPE = _layout(
+    80, **_HEAD, price=(16, "<i8"), size=(24, "<u4"), side=(29, "S1"), ts_recv=(32, "<u8"),
+    bid_px_00=(48, "<i8"), ask_px_00=(56, "<i8"),
+)  # fmt: skip
+"""What tbbo, mbp-1, cmbp-1 and cbbo records have in common; 80 bytes in all DBN versions."""
+QUOTED_TRADE_SCHEMAS = {"tbbo": (QUOTE_DTYPE, 0x01), "tcbbo": (QUOTE_DTYPE, 0xC2)}
+"""Trades that carry the quote before them."""
+VENUE_QUOTE_SCHEMAS = {"mbp-1": (QUOTE_DTYPE, 0x01)}
+"""Quotes of the publisher that sends them, so that a trade meets its own publisher's."""
+CONSOLIDATED_QUOTE_SCHEMAS = {
+    "cmbp-1": (QUOTE_DTYPE, 0xB1),
+    "cbbo-1s": (QUOTE_DTYPE, 0xC0),
+    "cbbo-1m": (QUOTE_DTYPE, 0xC1),
+}
+"""Quotes of all publishers together."""
+CSV_COLUMNS = ("ticker", "price", "size", "sip_timestamp", "sequence_number")
+_PLAUSIBLE_NS = (date(2000, 1, 1), date(2100, 1, 1))
+_CSV_REMEDY = "download the flat file again, or drop the row if the vendor confirms the fault"
+
+
+@dataclass(frozen=True)
+class OptionTrades:
+    """Option trades in receive order, arrays (n,).
+
+    ts_ns: receive time, UTC. contract: index into `symbols`. strike_e9, price_e9, bid_e9, ask_e9: 1e-9 dollars (quotes from
+    before the trade, UNDEFINED_PRICE where unknown). is_call. expiry: date ordinal. size: contracts. side: that of the
+    aggressor as the feed tells it, +1 buyer, -1 seller, 0 unknown.
+    """
+
+    ts_ns: NDArray[np.int64]
+    contract: NDArray[np.int64]
+    strike_e9: NDArray[np.int64]
+    is_call: NDArray[np.bool_]
+    expiry: NDArray[np.int64]
+    price_e9: NDArray[np.int64]
+    size: NDArray[np.int64]
+    bid_e9: NDArray[np.int64]
+    ask_e9: NDArray[np.int64]
+    side: NDArray[np.int8]
+    symbols: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.ts_ns)
+
+    def take(self, rows: NDArray[np.bool_] | NDArray[np.int64] | slice) -> OptionTrades:
+        """The trades that a mask, index array or slice selects; contract indices keep their meaning."""
+        arrays = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "symbols"}
+        return OptionTrades(**arrays, symbols=self.symbols)
+
+
+@dataclass(frozen=True)
+class OptionDefinitions:
+    """Instruments of a definition file, arrays (m,) sorted by instrument id; `wanted` marks options of the root asked for."""
+
+    instrument_id: NDArray[np.int64]
+    raw_symbol: NDArray[np.bytes_]
+    strike_e9: NDArray[np.int64]
+    is_call: NDArray[np.bool_]
+    expiry: NDArray[np.int64]
+    wanted: NDArray[np.bool_]
+
+
+def read_definitions(path: Path, root: str) -> OptionDefinitions:
+    """Definitions of a DBN file of any version; `wanted` is true for puts and calls whose underlying and OCC root are `root`.
+
+    An adjusted contract (root SPY1) has the underlying SPY too, but delivers something else: it is not wanted.
+    Raises MarketDataError when the file is damaged, an option lacks strike or expiry, or an id has two meanings.
+    """
+    header = read_header(path)
+    records = read_records(path, {"definition": (DEFINITION_DTYPES[header.version], 0x13)})
+    records = records[np.argsort(records["instrument_id"], kind="stable")]
+    right = records["instrument_class"]
+    option = (right == b"C") | (right == b"P")
+    bad = option & ((records["strike_price"] == UNDEFINED_PRICE) | (records["expiration"] == UNDEFINED_TIME))
+    ids = records["instrument_id"].astype(np.int64)
+    if bad.any():
+        raise MarketDataError(
+            f"option {int(ids[bad.argmax()])} has no strike or no expiration",
+            where=str(path),
+            remedy="download the definitions again",
+        )
+    same = ids[1:] == ids[:-1]
+    for name in ("strike_price", "instrument_class", "expiration", "raw_symbol"):
+        clash = same & (records[name][1:] != records[name][:-1])
+        if clash.any():
+            raise MarketDataError(
+                f"instrument id {int(ids[clash.argmax()])} has two values of {name}",
+                where=str(path),
+                expected="one meaning an id",
+                remedy="use one definition file a day: ids are given out anew each day",
+            )
+    records = records[np.append(~same, True)] if len(records) else records
+    right, symbol = records["instrument_class"], records["raw_symbol"]
+    occ = np.char.str_len(symbol) == 21  # root padded to 6, YYMMDD, C or P, 8-digit strike
+    own_root = ~occ | (np.char.rstrip(symbol.astype("S6")) == root.encode())
+    option = (right == b"C") | (right == b"P")
+    return OptionDefinitions(
+        instrument_id=records["instrument_id"].astype(np.int64),
+        raw_symbol=symbol,
+        strike_e9=records["strike_price"].astype(np.int64),
+        is_call=right == b"C",
+        # OPRA states an expiration as midnight UTC of its date, which is the day before in New York
+        expiry=(records["expiration"] // np.uint64(DAY_NS)).astype(np.int64) + EPOCH_ORDINAL,
+        wanted=option & (records["underlying"] == root.encode()) & own_root,
+    )
+
+
+def option_trades_from_dbn(
+    trades_path: Path,
+    definitions_path: Path,
+    root: str,
+    expiry: date | None = None,
+    quotes_path: Path | None = None,
+) -> OptionTrades:
+    """Trades of options on `root` (all expiries, or one) from a DBN file of schema trades, tbbo or tcbbo.
+
+    quotes_path (mbp-1, cmbp-1, cbbo-1s or cbbo-1m) gives each trade the last quote received strictly before it; tbbo and tcbbo
+    bring their own. Raises MarketDataError when a file is damaged or a trade's instrument is not defined.
+    """
+    definitions = read_definitions(definitions_path, root)
+    records = read_records(trades_path, {"trades": SCHEMAS["trades"], **QUOTED_TRADE_SCHEMAS})
+    ids = records["instrument_id"].astype(np.int64)
+    at = np.searchsorted(definitions.instrument_id, ids)
+    known = at < len(definitions.instrument_id)
+    known[known] = definitions.instrument_id[at[known]] == ids[known]
+    if not known.all():
+        raise MarketDataError(
+            f"{int((~known).sum())} trades have no definition, first instrument id {int(ids[known.argmin()])}",
+            where=f"{trades_path}, record {int(known.argmin())}",
+            expected=f"every id in {definitions_path.name}",
+            remedy="download the definitions of the same day and symbols",
+        )
+    keep = definitions.wanted[at]
+    if expiry is not None:
+        keep &= definitions.expiry[at] == expiry.toordinal()
+    records, at = records[keep], at[keep]
+    used, contract = np.unique(at, return_inverse=True)
+    ts_ns = records["ts_recv"].astype(np.int64)
+    if "bid_px_00" in (records.dtype.names or ()):
+        bid, ask = records["bid_px_00"].astype(np.int64), records["ask_px_00"].astype(np.int64)
+    elif quotes_path is not None:
+        bid, ask = _joined_quotes(records, ts_ns, quotes_path)
+    else:
+        bid = ask = np.full(len(records), UNDEFINED_PRICE, np.int64)
+    side = records["side"]
+    return OptionTrades(
+        ts_ns=ts_ns,
+        contract=contract.astype(np.int64),
+        strike_e9=definitions.strike_e9[at],
+        is_call=definitions.is_call[at],
+        expiry=definitions.expiry[at],
+        price_e9=records["price"].astype(np.int64),
+        size=records["size"].astype(np.int64),
+        bid_e9=bid,
+        ask_e9=ask,
+        side=(side == b"B").astype(np.int8) - (side == b"A").astype(np.int8),
+        symbols=tuple(s.decode() for s in definitions.raw_symbol[used]),
+    )
+
+
+def _joined_quotes(
+    trades: NDArray[np.void], ts_ns: NDArray[np.int64], path: Path
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    schemas = {**VENUE_QUOTE_SCHEMAS, **CONSOLIDATED_QUOTE_SCHEMAS}
+    quotes = read_records(path, schemas)
+    by_venue = read_header(path).schema in VENUE_QUOTE_SCHEMAS
+    keys = []
+    for records in (trades, quotes):
+        key = records["instrument_id"].astype(np.int64)
+        keys.append(key | records["publisher_id"].astype(np.int64) << 32 if by_venue else key)
+    books, own = np.unique(keys[0], return_inverse=True)
+    at = np.searchsorted(books, keys[1])
+    hit = at < len(books)
+    hit[hit] = books[at[hit]] == keys[1][hit]
+    quotes = quotes[hit]
+    return quotes_before(
+        ts_ns,
+        own.astype(np.int64),
+        quotes["ts_recv"].astype(np.int64),
+        at[hit].astype(np.int64),
+        quotes["bid_px_00"].astype(np.int64),
+        quotes["ask_px_00"].astype(np.int64),
+    )
+
+
+def quotes_before(
+    ts_ns: NDArray[np.int64],
+    contract: NDArray[np.int64],
+    quote_ts_ns: NDArray[np.int64],
+    quote_contract: NDArray[np.int64],
+    bid_e9: NDArray[np.int64],
+    ask_e9: NDArray[np.int64],
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Bid and ask (n,) of the same contract received strictly before each trade, UNDEFINED_PRICE before the first quote.
+
+    ts_ns, contract: trades (n,); the other four: quotes (q,). Both in receive order.
+    """
+    contracts = 1 + max(int(contract.max(initial=-1)), int(quote_contract.max(initial=-1)))
+    bid, ask = _quotes_before(ts_ns, contract, quote_ts_ns, quote_contract, bid_e9, ask_e9, contracts, UNDEFINED_PRICE)
+    return bid, ask
+
+
+@njit(cache=True)
+def _quotes_before(ts, contract, quote_ts, quote_contract, bid, ask, contracts, undefined):  # type: ignore[no-untyped-def]
+    n = len(ts)
+    out_bid = np.full(n, undefined, np.int64)
+    out_ask = np.full(n, undefined, np.int64)
+    last = np.full(contracts, -1, np.int64)
+    q = 0
+    for i in range(n):
+        while q < len(quote_ts) and quote_ts[q] < ts[i]:
+            last[quote_contract[q]] = q
+            q += 1
+        k = last[contract[i]]
+        if k >= 0:
+            out_bid[i] = bid[k]
+            out_ask[i] = ask[k]
+    return out_bid, out_ask
+
+
+def option_trades_from_csv(path: Path, root: str = "SPY", expiry: date | None = None) -> OptionTrades:
+    """Trades of options on `root` (all expiries, or one) from a flat file `.csv` or `.csv.gz` with CSV_COLUMNS.
+
+    A ticker is O: + root + YYMMDD + C or P + strike in thousandths, 8 digits; the root has to be exactly `root` (O:SPYG... is
+    another one). sip_timestamp (UTC ns) is the receive time; rows are put into its order, then sequence_number's.
+    The file tells neither quotes nor sides. Raises MarketDataError naming file, row and reason at the first malformed row.
+    """
+    try:
+        # every column as text, or one odd cell would silently change what a whole column means
+        rows = _scan(path).filter(pl.col("ticker").is_null() | pl.col("ticker").str.starts_with(f"O:{root}")).collect()
+    except (OSError, EOFError, pl.exceptions.PolarsError) as error:
+        raise MarketDataError(
+            f"cannot be read as CSV: {type(error).__name__}: {str(error).splitlines()[0]}",
+            where=str(path),
+            expected=f"a whole .csv or .csv.gz file with the columns {', '.join(CSV_COLUMNS)}",
+            remedy="download the flat file again",
+        ) from None
+    parts = rows["ticker"].str.extract_groups(r"^O:(?<root>.+)(?<day>\d{6})(?<right>[CP])(?<strike>\d{8})$").struct
+    first_ns, last_ns = ((d.toordinal() - EPOCH_ORDINAL) * DAY_NS for d in _PLAUSIBLE_NS)
+    table = rows.select(
+        pl.col("row"),
+        pl.col("ticker"),
+        parts.field("root").alias("root"),
+        parts.field("right").alias("right"),
+        ("20" + parts.field("day")).str.to_date("%Y%m%d", strict=False).alias("expiry"),
+        parts.field("strike").cast(pl.Int64, strict=False).alias("strike"),
+        pl.col("price").cast(pl.Float64, strict=False),
+        pl.col("size").cast(pl.Int64, strict=False),
+        pl.col("sip_timestamp").cast(pl.Int64, strict=False),
+        pl.col("sequence_number").cast(pl.Int64, strict=False),
+    )
+    own = pl.col("root") == root
+    checks = {
+        "a missing ticker": pl.col("ticker").is_null(),
+        "a ticker that is no option's": pl.col("ticker").is_not_null() & pl.col("root").is_null(),
+        "an impossible expiry date": own & pl.col("expiry").is_null(),
+        "a strike of zero": own & (pl.col("strike") <= 0),
+        "a price that is no positive number": own
+        & ~(pl.col("price").is_finite() & (pl.col("price") > 0)).fill_null(False),
+        "a size that is no positive integer": own & ~(pl.col("size") > 0).fill_null(False),
+        "a sip_timestamp that is not in nanoseconds": own
+        & ~pl.col("sip_timestamp").is_between(first_ns, last_ns).fill_null(False),
+        "a sequence_number that is no integer": own & pl.col("sequence_number").is_null(),
+    }
+    _refuse_malformed(path, rows, table, checks)
+    wanted = own if expiry is None else own & (pl.col("expiry") == expiry)
+    table = table.filter(wanted).sort("sip_timestamp", "sequence_number", "row")
+    strike, is_call = table["strike"].to_numpy(), (table["right"] == "C").to_numpy()
+    ordinal = table["expiry"].to_physical().to_numpy().astype(np.int64) + EPOCH_ORDINAL
+    key = (ordinal * 2 + is_call) * 100_000_000 + strike
+    _, first, contract = np.unique(key, return_index=True, return_inverse=True)
+    unknown = np.full(table.height, UNDEFINED_PRICE, np.int64)
+    return OptionTrades(
+        ts_ns=table["sip_timestamp"].to_numpy(),
+        contract=contract.astype(np.int64),
+        strike_e9=strike * STRIKE_DIGIT_E9,
+        is_call=is_call,
+        expiry=ordinal,
+        price_e9=np.rint(table["price"].to_numpy() * 1e9).astype(np.int64),
+        size=table["size"].to_numpy(),
+        bid_e9=unknown,
+        ask_e9=unknown,
+        side=np.zeros(table.height, np.int8),
+        symbols=tuple(table["ticker"].gather(first)),
+    )
+
+
+def _scan(path: Path) -> pl.LazyFrame:
+    """Lazy text columns of a flat file, with the number of each line as `row`."""
+    frame = pl.scan_csv(path, infer_schema=False, row_index_name="row", row_index_offset=2, glob=False)
+    names = frame.collect_schema().names()
+    missing = [c for c in CSV_COLUMNS if c not in names]
+    if missing:
+        raise MarketDataError(
+            f"the header lacks {', '.join(missing)}",
+            where=f"{path}, row 1",
+            expected=f"the columns {', '.join(CSV_COLUMNS)}",
+            remedy="is this an options trades flat file?",
+        )
+    return frame.select("row", *CSV_COLUMNS)
+
+
+def _refuse_malformed(path: Path, rows: pl.DataFrame, table: pl.DataFrame, checks: dict[str, pl.Expr]) -> None:
+    flags = table.select(**{reason: check.fill_null(False) for reason, check in checks.items()})
+    bad = flags.select(pl.any_horizontal(pl.all())).to_series()
+    if not bad.any():
+        return
+    at = int(bad.arg_max() or 0)
+    reason = next(name for name in checks if flags[name][at])
+    text = ",".join("" if v is None else re.sub(r"\s", " ", str(v)) for v in rows.row(at)[1:])
+    raise MarketDataError(
+        f"{reason}: {text!r}; {int(bad.sum())} malformed rows in all",
+        where=f"{path}, row {rows['row'][at]}",
+        expected="ticker O:<root>YYMMDD[C|P]<8-digit strike>, positive price and size, nanosecond sip_timestamp",
+        remedy=_CSV_REMEDY,
+    )
