@@ -167,7 +167,7 @@ def stream_records(
         _read_exactly(path, reader.read, header.data_offset)
         buffer = np.empty(chunk_records * stride, np.uint8)
         done = 0
-        while filled := _fill(reader, memoryview(buffer)):
+        while filled := _fill(reader, buffer.data):
             _refuse_partial(path, done + filled, stride)
             records = buffer[:filled].view(dtype)
             _refuse_alien(path, records, rtype, stride, header.schema, done // stride)
@@ -263,7 +263,7 @@ def _decompress(path: Path, raw: bytes) -> NDArray[np.uint8]:
     filled = 0
     with zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as reader:
         while True:
-            filled += _fill(reader, memoryview(out)[filled:])
+            filled += _fill(reader, out.data[filled:])
             if exact or filled < len(out):
                 break
             out = np.resize(out, 2 * len(out))
