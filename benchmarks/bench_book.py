@@ -99,9 +99,8 @@ def best_of(run: Callable[[], object]) -> float:
     return min(times)
 
 
-def main() -> None:
-    """Print times, ratios and memory; the first argument is the number of records."""
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else RECORDS
+def main(count: int = RECORDS) -> None:
+    """Print times, ratios and memory for `count` records."""
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "book.mbp-10.dbn.zst"
@@ -134,4 +133,4 @@ def _status_mib(name: str) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    main(*(int(argument) for argument in sys.argv[1:]))

@@ -138,8 +138,11 @@ def snapshots_of_records(
     start_ns: int = 0,
     end_ns: int | None = None,
 ) -> BookSnapshots:
-    """As `book_snapshots`, from MBP10_DTYPE or MBP1_DTYPE records in memory."""
-    levels = LEVELS if records.dtype == MBP10_DTYPE else 1
+    """As `book_snapshots`, from MBP10_DTYPE or MBP1_DTYPE records in memory; raise ValueError for records of another kind."""
+    names = records.dtype.names or ()
+    if "bid_px_00" not in names:
+        raise ValueError(f"records of the fields {', '.join(names)} hold no book")
+    levels = LEVELS if f"bid_px_{LEVELS - 1:02}" in names else 1
     thinner = _Thinner(instrument_id, levels, bucket_ms, start_ns, end_ns)
     thinner.feed(np.ascontiguousarray(records), "records in memory")
     return thinner.result()

@@ -112,6 +112,12 @@ def test_a_record_received_late_makes_no_snapshot_known_early() -> None:
     assert (book.ts_ns.tolist(), book.bid_sz[:, 0].tolist()) == ([T0 + 600 * MS], [2])
 
 
+def test_the_range_holds_its_start_and_not_its_end() -> None:
+    records = mbp([T0, T0 + 10**9, T0 + 2 * 10**9], [[(1, 1)]] * 3, [[(2, 1)]] * 3)
+    book = snapshots_of_records(records, 1, start_ns=T0 + 10**9, end_ns=T0 + 2 * 10**9)
+    assert book.ts_ns.tolist() == [T0 + 10**9]
+
+
 def test_no_records_and_no_time() -> None:
     book = snapshots_of_records(mbp([], [], []), 1)
     assert len(book) == 0
@@ -120,6 +126,8 @@ def test_no_records_and_no_time() -> None:
         snapshots_of_records(mbp([2**64 - 1], [[(1, 1)]], [[(2, 1)]]), 1)
     with pytest.raises(ValueError, match="bucket_ms"):
         snapshots_of_records(mbp([], [], []), 1, bucket_ms=0)
+    with pytest.raises(ValueError, match="hold no book"):
+        snapshots_of_records(mbo([("A", 1, "B", 5, 1)]), 1)
 
 
 def test_files_join_in_order_only() -> None:
@@ -288,6 +296,15 @@ def test_uncompressed_records_cut_off_are_an_error(tmp_path: Path) -> None:
         path.write_bytes(raw[:-n])
         with pytest.raises(MarketDataError, match="cut off"):
             book_snapshots(path, 1)
+
+
+def test_a_record_of_another_type_is_named_by_its_number(tmp_path: Path) -> None:
+    records = mbp([T0] * 6, [[(1, 1)]] * 6, [[(2, 1)]] * 6)
+    records["rtype"][4] = 0x13
+    path = tmp_path / "a.dbn.zst"
+    path.write_bytes(dbn_bytes(records, "mbp-10"))
+    with pytest.raises(MarketDataError, match="record 4 has type 19 and length 92"):
+        book_snapshots(path, 1, chunk_records=3)
 
 
 def test_cutting_the_input_off_leaves_earlier_snapshots_alone(real_data: Path) -> None:

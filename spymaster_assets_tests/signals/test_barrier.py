@@ -87,7 +87,10 @@ def test_added_cancelled_and_filled_by_hand() -> None:
 
 
 def test_more_bought_than_lost_is_all_filled_and_nothing_is_counted_twice() -> None:
-    f = one(book([T0, T0 + NS], [[(0, 300)], [(0, 180)]]), tape([(T0 + 1, 0, 500, 1)]))
+    snapshots = book([T0, T0 + NS], [[(0, 300)], [(0, 180)]])
+    f = one(snapshots, tape([(T0, 0, 500, 1)]))  # known with the first snapshot, so no fill after it
+    assert (f.filled[0], f.cancelled[0]) == (0, 120)
+    f = one(snapshots, tape([(T0 + 1, 0, 500, 1)]))
     assert (f.filled[0], f.cancelled[0], f.delta_liq[0]) == (120, 0, -120)
     assert STATES[f.state[0]] == "VACUUM"  # R is 0; the rule for it comes before CONSUMED
 
@@ -170,8 +173,10 @@ def test_the_window_ends_before_240_seconds_or_at_the_cap() -> None:
         (29, 50, 80, 500, "VACUUM"),
         (0, 100, 0, 500, "NEUTRAL"),  # not below -100
         (400, 100, 100, 10, "WALL"),
+        (200, 50, 50, 10, "ABSORPTION"),  # not above 100
         (200, 150, 160, 10, "CONSUMED"),
         (200, 160, 150, 10, "WEAK"),
+        (200, 160, 160, 500, "NEUTRAL"),  # no more filled than cancelled
         (200, 160, 150, 50, "NEUTRAL"),
         (60, 40, 10, 10, "ABSORPTION"),  # before WEAK
         (60, 60, 0, 10, "WEAK"),
@@ -279,10 +284,10 @@ def assert_equal(f: BarrierFeatures, i: int, expected: dict[str, float]) -> None
 def test_agrees_with_a_plain_loop(seed: int, n: int) -> None:
     rng = np.random.default_rng(seed)
     snapshots, trades = random_market(rng, n)
-    t0 = T0 + rng.integers(-3, 8, 6) * BUCKET + rng.choice([0, 0, 77], 6)
+    t0 = T0 + rng.integers(-3, 8, 6) * BUCKET + rng.choice([0, 77, 200_000_000], 6)
     level = LEVEL + rng.integers(-6, 7, 6) * TICK + rng.choice([0, 0, 1_000_003], 6)
     sign = rng.choice([1, -1], 6).astype(np.int8)
-    end = t0 + rng.integers(0, 20, 6) * NS + rng.choice([0, 99], 6)
+    end = t0 + rng.integers(0, 20, 6) * NS + rng.choice([0, 99, 200_000_000], 6)
     s = BarrierSettings(window_s=10, baseline_s=6, baseline_min_snapshots=2)
     f = barrier_features(snapshots, trades, t0, level, sign, ES, s, end)
     for i in range(6):
