@@ -75,7 +75,7 @@ def dbn_bytes(
     dataset: str = "XNAS.ITCH",
 ) -> bytes:
     """A DBN file of the records."""
-    field = "ts_recv" if schema == "trades" else "ts_event"
+    field = "ts_event" if schema.startswith("ohlcv") else "ts_recv"
     start = int(records[field][0]) if start_ns is None else start_ns
     end = int(records[field][-1]) + 1 if end_ns is None else end_ns
     day = date(1970, 1, 1) + timedelta(days=start // 86_400_000_000_000)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import databento_dbn
 import numpy as np
@@ -36,7 +38,41 @@ SCHEMAS: dict[str, tuple[np.dtype, int]] = {
     "ohlcv-1s": (OHLCV_DTYPE, 0x20),
     "ohlcv-1m": (OHLCV_DTYPE, 0x21),
 }
-"""Schemas that can be read: record layout and record type."""
+"""Schemas of a session's tape or bars: record layout and record type."""
+
+
+def _mbp(levels: int) -> np.dtype:
+    """Layout of a market-by-price record: the head of a trade, then price, size and order count of both sides, best first."""
+    head = [(name, TRADE_DTYPE[name].str) for name in TRADE_DTYPE.names or ()]
+    sides = [
+        (f"{side}_{part}_{level:02}", kind)
+        for level in range(levels)
+        for part, kind in (("px", "<i8"), ("sz", "<u4"), ("ct", "<u4"))
+        for side in ("bid", "ask")
+    ]
+    return np.dtype(head + sides)
+
+
+MBP1_DTYPE = _mbp(1)
+"""Record of the schema `mbp-1`: 80 bytes in all DBN versions."""
+MBP10_DTYPE = _mbp(10)
+"""Record of the schema `mbp-10`: 368 bytes in all DBN versions."""
+MBO_DTYPE = np.dtype(
+    [
+        ("length", "u1"), ("rtype", "u1"), ("publisher_id", "<u2"), ("instrument_id", "<u4"), ("ts_event", "<u8"),
+        ("order_id", "<u8"), ("price", "<i8"), ("size", "<u4"), ("flags", "u1"), ("channel_id", "u1"),
+        ("action", "S1"), ("side", "S1"), ("ts_recv", "<u8"), ("ts_in_delta", "<i4"), ("sequence", "<u4"),
+    ]
+)  # fmt: skip
+"""Record of the schema `mbo`: 56 bytes in all DBN versions."""
+BOOK_SCHEMAS: dict[str, tuple[np.dtype, int]] = {
+    "mbp-10": (MBP10_DTYPE, 0x0A),
+    "mbp-1": (MBP1_DTYPE, 0x01),
+    "mbo": (MBO_DTYPE, 0xA0),
+}
+"""Schemas of the order book: record layout and record type."""
+LAYOUTS = SCHEMAS | BOOK_SCHEMAS
+"""Every schema that can be read."""
 BAR_SECONDS = {"ohlcv-1s": 1, "ohlcv-1m": 60}
 UNDEFINED_PRICE = np.iinfo(np.int64).max
 UNDEFINED_TIME = np.iinfo(np.uint64).max
@@ -44,6 +80,9 @@ _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _SKIPPABLE_MAGIC = range(0x184D2A50, 0x184D2A60)
 _MAX_BLOCK = 128 << 10
 _GROWTH = 8 << 20
+_FRAME_HEADER = 18
+CHUNK_RECORDS = 4096
+"""Records that `stream_records` holds at a time: 1.5 MB of mbp-10, which stays in the cache."""
 _REMEDY = "download the file again and compare its size and hash with the vendor's"
 
 
@@ -90,7 +129,7 @@ def read_header(path: Path) -> DbnHeader:
         return _parse_header(path, f.read, compressed)
 
 
-def read_records(path: Path, schemas: Mapping[str, tuple[np.dtype, int]] = SCHEMAS) -> NDArray[np.void]:
+def read_records(path: Path, schemas: Mapping[str, tuple[np.dtype, int]] = LAYOUTS) -> NDArray[np.void]:
     """All records of a file as a structured array, in file order; `schemas` holds the accepted layouts and record types.
 
     Raises MarketDataError when the file is truncated, corrupt, of an unknown schema, out of receive order or holds impossible
@@ -99,22 +138,66 @@ def read_records(path: Path, schemas: Mapping[str, tuple[np.dtype, int]] = SCHEM
     with _typed(path):
         raw = path.read_bytes()
         header = read_header(path)
-        if header.schema not in schemas:
-            raise MarketDataError(
-                f"schema {header.schema!r} is not read here",
-                where=str(path),
-                expected=f"one of {', '.join(schemas)}",
-                remedy="keep other schemas in another folder",
-            )
+        _require_schema(header, schemas)
         buffer = _decompress(path, raw) if header.compressed else np.frombuffer(raw, np.uint8)
-        records = _view(path, buffer, header, *schemas[header.schema])
+        records = _view(path, buffer, header, schemas)
         _refuse_disorder(path, records, header)
         return records
 
 
+def stream_records(
+    path: Path, schemas: Mapping[str, tuple[np.dtype, int]] = LAYOUTS, chunk_records: int = CHUNK_RECORDS
+) -> Iterator[NDArray[np.void]]:
+    """Records of a file in file order, up to chunk_records at a time; each array views one buffer that the next overwrites.
+
+    Raises MarketDataError when the schema is not in `schemas` or the file is truncated or corrupt. zstd frames are walked to their
+    ends before the first record is handed out; the order of records is left to the caller.
+    """
+    with _typed(path), path.open("rb") as file:
+        header = read_header(path)
+        _require_schema(header, schemas)
+        dtype, rtype, stride = _layout(header, schemas)
+        total = None
+        reader: Any = file
+        if header.compressed:
+            descriptor = file.fileno()
+            sizes = list(_frame_sizes(path, os.fstat(descriptor).st_size, lambda at, n: os.pread(descriptor, n, at)))
+            total = None if None in sizes else sum(s for s in sizes if s is not None)
+            reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+        _read_exactly(path, reader.read, header.data_offset)
+        buffer = np.empty(chunk_records * stride, np.uint8)
+        done = 0
+        while filled := _fill(reader, buffer.data):
+            _refuse_partial(path, done + filled, stride)
+            records = buffer[:filled].view(dtype)
+            _refuse_alien(path, records, rtype, stride, header.schema, done // stride)
+            yield records
+            done += filled
+        if total is not None and header.data_offset + done != total:
+            raise _short(path, header.data_offset + done, total)
+
+
 def time_field(schema: str) -> str:
-    """Field that orders a schema's records: start time of bars, receive time of everything else."""
+    """Field that orders a schema's records: start time of bars, receive time of all others."""
     return "ts_event" if schema.startswith("ohlcv") else "ts_recv"
+
+
+def _require_schema(header: DbnHeader, schemas: Mapping[str, tuple[np.dtype, int]]) -> None:
+    if header.schema not in schemas:
+        raise MarketDataError(
+            f"schema {header.schema!r} is not read here",
+            where=str(header.path),
+            expected=f"one of {', '.join(schemas)}",
+            remedy="keep other schemas in another folder",
+        )
+
+
+def _layout(header: DbnHeader, schemas: Mapping[str, tuple[np.dtype, int]]) -> tuple[np.dtype, int, int]:
+    """Record layout, record type and bytes a record, the send time that may follow it included."""
+    dtype, rtype = schemas[header.schema]
+    if header.ts_out:
+        dtype = _with_send_time(dtype)
+    return dtype, rtype, dtype.itemsize
 
 
 def _parse_header(path: Path, read, compressed: bool) -> DbnHeader:  # type: ignore[no-untyped-def]
@@ -173,62 +256,74 @@ def _read_exactly(path: Path, read, n: int) -> bytes:  # type: ignore[no-untyped
 
 def _decompress(path: Path, raw: bytes) -> NDArray[np.uint8]:
     """Decompressed bytes of all frames, in one array; refuses a frame that does not end."""
-    sizes = list(_frame_sizes(path, raw))
+    sizes = list(_frame_sizes(path, len(raw), lambda at, n: raw[at : at + n]))
     total = sum(s for s in sizes if s is not None)
     exact = None not in sizes
     out = np.empty(total if exact else max(_GROWTH, 8 * len(raw)), np.uint8)
     filled = 0
     with zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as reader:
         while True:
-            if filled == len(out):
-                if exact:
-                    break
-                out = np.resize(out, 2 * len(out))
-            n = reader.readinto(memoryview(out)[filled:])  # type: ignore[arg-type]
-            if n == 0:
+            filled += _fill(reader, out.data[filled:])
+            if exact or filled < len(out):
                 break
-            filled += n
+            out = np.resize(out, 2 * len(out))
     if exact and filled != total:
-        raise MarketDataError(f"decompresses to {filled} of {total} bytes", where=str(path), remedy=_REMEDY)
+        raise _short(path, filled, total)
     return out[:filled]
 
 
-def _frame_sizes(path: Path, raw: bytes) -> Iterator[int | None]:
+def _fill(reader: Any, view: memoryview) -> int:
+    """Read until the view is full or the input ends; return the bytes read."""
+    filled = 0
+    while filled < len(view):
+        n = reader.readinto(view[filled:])
+        if n == 0:
+            break
+        filled += n
+    return filled
+
+
+def _short(path: Path, found: int, total: int) -> MarketDataError:
+    return MarketDataError(f"decompresses to {found} of {total} bytes", where=str(path), remedy=_REMEDY)
+
+
+def _frame_sizes(path: Path, end: int, read: Callable[[int, int], bytes]) -> Iterator[int | None]:
     """Declared content size of each zstd frame, None where not declared; walks block headers to prove that each frame ends."""
     at = 0
-    while at < len(raw):
-        if len(raw) - at >= 8 and struct.unpack_from("<I", raw, at)[0] in _SKIPPABLE_MAGIC:
-            at += 8 + struct.unpack_from("<I", raw, at + 4)[0]
-            if at > len(raw):
-                raise _truncated(path, len(raw), "the file ends inside a skippable frame")
+    while at < end:
+        head = read(at, _FRAME_HEADER)
+        if len(head) >= 8 and struct.unpack_from("<I", head)[0] in _SKIPPABLE_MAGIC:
+            at += 8 + struct.unpack_from("<I", head, 4)[0]
+            if at > end:
+                raise _truncated(path, end, "the file ends inside a skippable frame")
             continue
-        if raw[at : at + 4] != _ZSTD_MAGIC or at + 5 > len(raw):
+        if head[:4] != _ZSTD_MAGIC or len(head) < 5:
             raise _truncated(path, at, "a zstd frame starts there but its header is damaged or cut off")
-        descriptor = raw[at + 4]
+        descriptor = head[4]
         single = bool(descriptor & 0x20)
         dictionary = (0, 1, 2, 4)[descriptor & 3]
         flag = descriptor >> 6
         size_bytes = (1 if single else 0, 2, 4, 8)[flag]
-        position = at + 5 + (0 if single else 1) + dictionary
-        if position + size_bytes > len(raw):
-            raise _truncated(path, position, "the file ends inside a frame header")
+        size_at = 5 + (0 if single else 1) + dictionary
+        position = at + size_at + size_bytes
+        if position > end:
+            raise _truncated(path, at + size_at, "the file ends inside a frame header")
         size = (
-            int.from_bytes(raw[position : position + size_bytes], "little") + (256 if flag == 1 else 0)
+            int.from_bytes(head[size_at : size_at + size_bytes], "little") + (256 if flag == 1 else 0)
             if size_bytes
             else None
         )
-        position += size_bytes
         blocks, last = 0, False
         while not last:
             blocks += 1
-            if position + 3 > len(raw):
+            if position + 3 > end:
                 raise _truncated(path, position, "the file ends where a block should begin")
-            block = int.from_bytes(raw[position : position + 3], "little")
+            block = int.from_bytes(read(position, 3), "little")
             last = bool(block & 1)
             position += 3 + (1 if (block >> 1) & 3 == 1 else block >> 3)
         position += 4 if descriptor & 4 else 0
-        if position > len(raw):
-            raise _truncated(path, len(raw), "the file ends inside a block")
+        if position > end:
+            raise _truncated(path, end, "the file ends inside a block")
         if size is not None and size > blocks * _MAX_BLOCK:  # or a damaged header would have us allocate exabytes
             raise _truncated(path, at, f"a frame of {blocks} blocks claims to hold {size} bytes")
         yield size
@@ -244,30 +339,38 @@ def _truncated(path: Path, at: int, reason: str) -> MarketDataError:
     )
 
 
-def _view(path: Path, buffer: NDArray[np.uint8], header: DbnHeader, dtype: np.dtype, rtype: int) -> NDArray[np.void]:
-    stride = dtype.itemsize + (8 if header.ts_out else 0)
+def _view(
+    path: Path, buffer: NDArray[np.uint8], header: DbnHeader, schemas: Mapping[str, tuple[np.dtype, int]]
+) -> NDArray[np.void]:
+    dtype, rtype, stride = _layout(header, schemas)
     body = buffer[header.data_offset :]
-    if len(body) % stride:
+    _refuse_partial(path, len(body), stride)
+    records = np.frombuffer(body.data, dtype)
+    _refuse_alien(path, records, rtype, stride, header.schema)
+    return records
+
+
+def _refuse_partial(path: Path, size: int, stride: int) -> None:
+    if size % stride:
         raise MarketDataError(
-            f"the last record is cut off: {len(body)} bytes of records",
+            f"the last record is cut off: {size} bytes of records",
             where=str(path),
             expected=f"a multiple of {stride}",
             remedy=_REMEDY,
         )
-    if header.ts_out:
-        dtype = _with_send_time(dtype)
-    records = np.frombuffer(body.data, dtype)
-    if len(records):
-        odd = (records["rtype"] != rtype) | (records["length"] != stride // 4)
-        if odd.any():
-            raise MarketDataError(
-                f"record {int(odd.argmax())} has type {int(records['rtype'][odd.argmax()])} and length "
-                f"{int(records['length'][odd.argmax()])}",
-                where=str(path),
-                expected=f"type {rtype} and length {stride // 4} as schema {header.schema} has",
-                remedy=_REMEDY,
-            )
-    return records
+
+
+def _refuse_alien(path: Path, records: NDArray[np.void], rtype: int, stride: int, schema: str, first: int = 0) -> None:
+    """Refuse records of another type or length than the schema has; first: number of records[0] in the file."""
+    odd = (records["rtype"] != rtype) | (records["length"] != stride // 4)
+    if odd.any():
+        at = int(odd.argmax())
+        raise MarketDataError(
+            f"record {first + at} has type {int(records['rtype'][at])} and length {int(records['length'][at])}",
+            where=str(path),
+            expected=f"type {rtype} and length {stride // 4} as schema {schema} has",
+            remedy=_REMEDY,
+        )
 
 
 def _with_send_time(dtype: np.dtype) -> np.dtype:
@@ -300,7 +403,7 @@ def _refuse_disorder(path: Path, records: NDArray[np.void], header: DbnHeader) -
     if header.schema in ("trades", "tbbo", "tcbbo"):
         bad = (records["price"] == UNDEFINED_PRICE) | (times == UNDEFINED_TIME)
         reason = "an undefined price or time"
-    elif not header.schema.startswith("ohlcv"):  # an empty side of a book has no price
+    elif not header.schema.startswith("ohlcv"):  # an empty level, an empty side or a clear has no price
         bad = times == UNDEFINED_TIME
         reason = "an undefined time"
     else:

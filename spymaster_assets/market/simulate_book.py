@@ -42,7 +42,7 @@ from scipy.special import ndtr
 
 from spymaster_assets.errors import ConfigError
 from spymaster_assets.market.calendar import Session
-from spymaster_assets.market.dbn import TRADE_DTYPE, UNDEFINED_PRICE
+from spymaster_assets.market.dbn import MBP10_DTYPE, TRADE_DTYPE, UNDEFINED_PRICE
 from spymaster_assets.market.files import SIMULATED_MARK
 from spymaster_assets.market.instruments import Instrument
 from spymaster_assets.market.simulate import (
@@ -60,19 +60,6 @@ from spymaster_assets.settings import NS
 from spymaster_assets.store import dump_json, write_atomic
 
 BOOK_LEVELS = 10
-MBP10_DTYPE = np.dtype(
-    [
-        *((name, TRADE_DTYPE.fields[name][0]) for name in TRADE_DTYPE.names or ()),  # type: ignore[index]
-        *(
-            (f"{name}_{level:02d}", kind)
-            for level in range(BOOK_LEVELS)
-            for name, kind in (
-                ("bid_px", "<i8"), ("ask_px", "<i8"), ("bid_sz", "<u4"), ("ask_sz", "<u4"), ("bid_ct", "<u4"), ("ask_ct", "<u4"),
-            )
-        ),
-    ]
-)  # fmt: skip
-"""Record of the schema `mbp-10`: 368 bytes in all DBN versions; an absent level has the undefined price and size 0."""
 CMBP1_DTYPE = np.dtype(
     [
         ("length", "u1"), ("rtype", "u1"), ("publisher_id", "<u2"), ("instrument_id", "<u4"), ("ts_event", "<u8"),

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from spymaster_assets.errors import MarketDataError
 from spymaster_assets.market import dbn
-from spymaster_assets.market.dbn import SCHEMAS, Symbol, read_header, read_records
+from spymaster_assets.market.dbn import LAYOUTS, SCHEMAS, Symbol, read_header, read_records
 from spymaster_assets_tests.builders import dbn_bytes, ohlcv, trades
 
 T0 = 1_710_163_800_000_000_000
@@ -128,7 +128,7 @@ def test_every_vendor_sample_ends_in_records_or_the_typed_error(real_data: Path)
         except MarketDataError:
             continue
         read += 1
-        assert records.dtype in [d for d, _ in SCHEMAS.values()]
+        assert records.dtype in [d for d, _ in LAYOUTS.values()]
     assert read >= 25
 
 
@@ -235,4 +235,4 @@ def test_mutated_bytes_never_escape_the_typed_error(
         records = read_records(path)
     except MarketDataError:
         return
-    assert records.dtype in [d for d, _ in SCHEMAS.values()]
+    assert records.dtype in [d for d, _ in LAYOUTS.values()]
