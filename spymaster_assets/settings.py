@@ -71,6 +71,31 @@ class LabelSettings:
 
 
 @dataclass(frozen=True)
+class BookSettings:
+    """Snapshots of the order book: the last book of each bucket, over regular hours with a margin."""
+
+    bucket_ms: int = 250  # F
+    before_open_min: int = 30  # O: so that the trailing baseline of the first touches has its history
+    after_close_min: int = 4  # F
+
+
+@dataclass(frozen=True)
+class BarrierSettings:
+    """Window, zone and thresholds of the barrier; sizes in contracts of the size of one ES contract."""
+
+    window_s: int = 240  # F
+    zone_usd: float = 0.20  # F: 8 ES ticks, in SPY dollars
+    replenishment_low: float = 0.3  # F
+    replenishment_high: float = 1.5  # F
+    delta_contracts: int = 100  # F
+    quiet_delta_contracts: int = 50  # F
+    churn_contracts: int = 100  # F
+    weak_depth_contracts: int = 50  # F
+    baseline_s: int = 1800  # O: trailing, where the original took the whole day and so the future
+    baseline_min_snapshots: int = 60  # O: 15 s of a busy book
+
+
+@dataclass(frozen=True)
 class OptionSettings:
     """Option greeks and dealer flow; bands in SPY dollars, windows in minutes, norms in dealer gamma (share delta per dollar)."""
 
@@ -89,6 +114,7 @@ class OptionSettings:
     flow_norm: float = 50_000.0  # F
     flow_accel_norm: float = 50_000.0  # F
     exposure_norm: float = 100_000.0  # F
+    strike_reach_usd: float = 5.0  # O: strikes are levels this far around the last close
     wall_min: int = 5  # F: closed minutes behind a wall
     strike_min_volume: int = 100  # F: contracts
     delta_liquidity_norm: float = 200.0  # F: contracts, liquidity_pressure
@@ -198,6 +224,9 @@ class Settings:
     last_session: str = ""
     simulated: bool = False
     signal: SignalSettings = field(default_factory=SignalSettings)
+    book: BookSettings = field(default_factory=BookSettings)
+    barrier: BarrierSettings = field(default_factory=BarrierSettings)
+    option: OptionSettings = field(default_factory=OptionSettings)
     label: LabelSettings = field(default_factory=LabelSettings)
     split: SplitSettings = field(default_factory=SplitSettings)
     sequence: SequenceSettings = field(default_factory=SequenceSettings)

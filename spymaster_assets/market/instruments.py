@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from spymaster_assets.errors import ConfigError
 
+ES_USD_PER_SPY_DOLLAR = 500.0
+"""$50 a point x 10 points: what one ES contract gains from one SPY dollar."""
 PRICE_SCALE = 1_000_000_000
 """DBN fixed-point prices are int64 in units of 1e-9."""
 
@@ -40,6 +42,11 @@ class Instrument:
     def spy_dollar_e9(self) -> int:
         """One SPY dollar in 1e-9 points."""
         return round(self.points_per_spy_dollar * PRICE_SCALE)
+
+    @property
+    def units_per_es_contract(self) -> float:
+        """Shares or contracts that gain as much from one SPY dollar as one ES contract does ($500)."""
+        return ES_USD_PER_SPY_DOLLAR / (self.point_value_usd * self.points_per_spy_dollar)
 
 
 def _future(symbol: str, tick: float, point_value_usd: float, per_dollar: float, sweep_usd: float) -> Instrument:

@@ -111,7 +111,7 @@ class OptionDefinitions:
 
 
 def read_definitions(path: Path, root: str) -> OptionDefinitions:
-    """Definitions of a DBN file of any version; `wanted` is true for puts and calls whose underlying and OCC root are `root`.
+    """Definitions of a DBN file of any version; `wanted` is true for puts and calls on `root` or its futures.
 
     An adjusted contract (root SPY1) has the underlying SPY too, but delivers something else: it is not wanted.
     Raises MarketDataError when the file is damaged, an option lacks strike or expiry, or an id has two meanings.
@@ -151,8 +151,15 @@ def read_definitions(path: Path, root: str) -> OptionDefinitions:
         is_call=right == b"C",
         # OPRA states an expiration as midnight UTC of its date, which is the day before in New York
         expiry=(records["expiration"] // np.uint64(DAY_NS)).astype(np.int64) + EPOCH_ORDINAL,
-        wanted=option & (records["underlying"] == root.encode()) & own_root,
+        wanted=option & _is_underlying(records["underlying"], root) & own_root,
     )
+
+
+def _is_underlying(names: NDArray[np.bytes_], root: str) -> NDArray[np.bool_]:
+    """Whether each underlying (n,) is `root` or one of its futures contracts, as options on futures state it."""
+    distinct, inverse = np.unique(names, return_inverse=True)
+    pattern = re.compile(re.escape(root) + r"([FGHJKMNQUVXZ]\d{1,2})?")
+    return np.array([bool(pattern.fullmatch(name.decode(errors="replace"))) for name in distinct], bool)[inverse]
 
 
 def option_trades_from_dbn(

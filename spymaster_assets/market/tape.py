@@ -29,6 +29,12 @@ class SessionTape:
     side: NDArray[np.int8]
 
     @classmethod
+    def empty(cls) -> SessionTape:
+        """No trades."""
+        none = np.empty(0, np.int64)
+        return cls(none, none, none, np.empty(0, np.int8))
+
+    @classmethod
     def of_records(cls, records: NDArray[np.void]) -> SessionTape:
         """Columns of TRADE_DTYPE records."""
         side = records["side"].view(np.uint8)  # bytes compare several times faster than strings

@@ -13,7 +13,7 @@ from spymaster_assets.market.book import BookSnapshots
 from spymaster_assets.market.dbn import UNDEFINED_PRICE
 from spymaster_assets.market.instruments import Instrument
 from spymaster_assets.market.tape import SessionTape
-from spymaster_assets.settings import NS
+from spymaster_assets.settings import NS, BarrierSettings
 
 STATES = ("VACUUM", "WALL", "ABSORPTION", "CONSUMED", "WEAK", "NEUTRAL")
 """Barrier states by code, as features.json lists them; code -1 is null."""
@@ -23,26 +23,11 @@ _UNDEFINED = int(UNDEFINED_PRICE)
 
 
 @dataclass(frozen=True)
-class BarrierSettings:
-    """Window, zone and thresholds of the barrier; sources as in settings.py."""
-
-    window_s: int = 240  # F
-    zone_usd: float = 0.20  # F: 8 ES ticks, in SPY dollars
-    replenishment_low: float = 0.3  # F
-    replenishment_high: float = 1.5  # F
-    delta_contracts: int = 100  # F
-    quiet_delta_contracts: int = 50  # F
-    churn_contracts: int = 100  # F
-    weak_depth_contracts: int = 50  # F
-    baseline_s: int = 1800  # O: trailing, where the original took the whole day and so the future
-    baseline_min_snapshots: int = 60  # O: 15 s of a busy book
-
-
-@dataclass(frozen=True)
 class BarrierFeatures:
     """Arrays (n,), NaN (state -1) where the book cannot tell.
 
-    state: index into STATES. added, cancelled, filled, delta_liq: contracts. replenishment_ratio, wall_ratio: 1. snapshot_count: usable
+    state: index into STATES. added, cancelled, filled, delta_liq: contracts of the size of one ES contract. replenishment_ratio,
+    wall_ratio: 1. snapshot_count: usable
     snapshots in the window; pair_count: consecutive ones in both of which the zone is seen; baseline_count: usable snapshots of the
     baseline. complete: the window was not cut short.
     """
@@ -95,6 +80,7 @@ def barrier_features(
       contract is counted twice, so delta_liq is the net change of depth;
     * wall_ratio is the size per tick of the zone at the last snapshot, from the best price or the level, whichever is nearer to the
       approach, as far as seen, over the size per tick of that side in [start - baseline_s, start);
+    * sizes are divided by what the instrument's unit is of an ES contract, so that one set of thresholds serves SPY shares and MES too;
     * a snapshot whose defending side is empty is not usable, and a touch without a pair of usable ones has no values.
     """
     s = settings or BarrierSettings()
@@ -124,12 +110,14 @@ def barrier_features(
     )
     added, cancelled, filled, depth, wall_ticks, snapshots, pairs = measured
     seen = pairs > 0
+    units = instrument.units_per_es_contract
+    added, cancelled, filled, depth = (v / units for v in (added, cancelled, filled, depth))
     delta = added - cancelled - filled
     ratio = added / (cancelled + filled + _EPSILON)
     baseline, baseline_count = _baseline(book, base_first, base_last, sign, instrument.tick_e9)
+    baseline = baseline / units
     usable = seen & (wall_ticks > 0) & (baseline_count >= s.baseline_min_snapshots) & (baseline > 0)
     wall = np.divide(depth, wall_ticks * baseline, out=np.full(len(sign), np.nan), where=usable)
-    added, cancelled, filled = (v.astype(np.float64) for v in (added, cancelled, filled))
     return BarrierFeatures(
         state=np.where(seen, _states(added, cancelled, filled, delta, ratio, depth, wall_ticks > 0, s), -1).astype(
             np.int8

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -14,14 +14,33 @@ from numpy.typing import NDArray
 
 from spymaster_assets.contract import STAGE_A_DECISION_S, Contract
 from spymaster_assets.errors import ArtifactError
+from spymaster_assets.market.book import BookSnapshots
 from spymaster_assets.market.calendar import Session
 from spymaster_assets.market.instruments import Instrument
 from spymaster_assets.market.tape import SessionTape
-from spymaster_assets.settings import DELAYS_S, MINUTE_NS, NS, LabelSettings, SignalSettings
+from spymaster_assets.settings import (
+    DELAYS_S,
+    MINUTE_NS,
+    NS,
+    BarrierSettings,
+    LabelSettings,
+    OptionSettings,
+    SignalSettings,
+)
 from spymaster_assets.signals import labels as lab
 from spymaster_assets.signals import touches as tch
 from spymaster_assets.signals import trend
+from spymaster_assets.signals.barrier import BarrierFeatures, barrier_features
 from spymaster_assets.signals.levels import LevelSet, level_matrix
+from spymaster_assets.signals.options import (
+    OptionFeed,
+    dealer_features,
+    gamma_ledger,
+    gamma_pressure,
+    gamma_pressure_accel,
+    liquidity_pressure,
+    net_break_pressure,
+)
 from spymaster_assets.signals.tape import TapeFeatures, tape_features
 
 ATR_SCALED = ("distance", "distance_signed", "dist_to_pm_high", "dist_to_pm_low", "dist_to_sma_200", "dist_to_sma_400",
@@ -49,8 +68,12 @@ def build_signals(
     contract: Contract,
     observed_until_ns: int,
     simulated: bool = False,
+    book: BookSnapshots | None = None,
+    options: OptionFeed | None = None,
+    barrier: BarrierSettings | None = None,
+    option: OptionSettings | None = None,
 ) -> SignalSet:
-    """Signals of a session from its levels and, where the feed exists, its trades (None: bars only).
+    """Signals of a session from its levels and, where the feed exists, its trades (None: bars only), order book and options.
 
     Reads nothing after observed_until_ns; a label whose window ends later, or after the regular close, is undefined.
     """
@@ -98,6 +121,20 @@ def build_signals(
     if tape is not None:
         columns |= _tape_columns(tape_features(tape, t0, level_e9, instrument, signal), sign, first_of_cluster, signal)
 
+    option = option or OptionSettings()
+    if book is not None:
+        no_trades = SessionTape.empty() if tape is None else tape
+        measured_book = barrier_features(
+            book, no_trades, t0, level_e9, sign, instrument, barrier, np.full(len(t0), observed_until_ns)
+        )
+        columns |= _book_columns(measured_book, first_of_cluster, option)
+    if options is not None:
+        columns |= _option_columns(options.cut(observed_until_ns), t0, level_e9, session, option)
+    if tape is not None and book is not None and options is not None:
+        columns["net_break_pressure"] = net_break_pressure(
+            *(columns[f"{name}_pressure"] for name in ("liquidity", "tape", "gamma", "reversion", "confluence"))
+        )
+
     sigma = _label_sigma(volatility, levels.warmup_sigma)
     limits = lab.thresholds_usd(label, sigma)
     columns |= {"label_sigma": sigma, "threshold_1": limits[:, 0], "threshold_2": limits[:, 1]}
@@ -132,6 +169,13 @@ def build_signals(
         "simulated": simulated,
         "rows": frame.height,
         "base_rates": rates,
+        "feeds": sorted(
+            {"bars"}
+            | ({"trades"} if tape is not None else set())
+            | ({"side"} if tape is not None and bool((tape.side != 0).any()) else set())
+            | ({"book"} if book is not None else set())
+            | ({"options"} if options is not None else set())
+        ),
         "rolls": [r.to_json() for r in levels.rolls],
         "null_share": {
             c.name: round(frame[c.name].null_count() / max(frame.height, 1), 4) for c in contract.role("feature")
@@ -243,6 +287,33 @@ def _tape_columns(
         "tape_pressure": np.clip(sign * (tape.imbalance + velocity) / 2.0, -1.0, 1.0),
         "tape_velocity_trend": tape.velocity - tape.velocity[first],
         "tape_imbalance_trend": tape.imbalance - tape.imbalance[first],
+    }
+
+
+def _book_columns(barrier: BarrierFeatures, first: NDArray[np.int64], option: OptionSettings) -> dict[str, Any]:
+    """Barrier columns of whole windows; one that the input's end cuts short tells nothing comparable and is null."""
+    columns: dict[str, Any] = {
+        name: pl.Series(values).to_frame("v").select(pl.when(pl.Series(barrier.complete)).then("v")).to_series()
+        if name == "barrier_state"
+        else np.where(barrier.complete, values, np.nan)
+        for name, values in barrier.columns().items()
+    }
+    replenishment, delta = columns["barrier_replenishment_ratio"], columns["barrier_delta_liq"]
+    return columns | {
+        "liquidity_pressure": liquidity_pressure(delta, columns["wall_ratio"], option),
+        "barrier_replenishment_trend": replenishment - replenishment[first],
+        "barrier_delta_liq_trend": delta - delta[first],
+    }
+
+
+def _option_columns(
+    options: OptionFeed, t0: NDArray[np.int64], level_e9: NDArray[np.int64], session: Session, option: OptionSettings
+) -> dict[str, Any]:
+    ledger = gamma_ledger(options.flow, max(options.from_ns, session.regular_open_ns), options.until_ns)
+    dealers = dealer_features(ledger, t0, options.basis.to_strike_e9(level_e9, t0), option, options.dollar_e9)
+    return {f.name: getattr(dealers, f.name) for f in fields(dealers)} | {
+        "gamma_pressure": gamma_pressure(dealers.gamma_exposure, option),
+        "gamma_pressure_accel": gamma_pressure_accel(dealers.gamma_flow_accel_3m, option),
     }
 
 

@@ -14,7 +14,7 @@ from spymaster_assets.contract import Contract
 from spymaster_assets.errors import MarketDataError
 from spymaster_assets.market.calendar import Session
 from spymaster_assets.market.instruments import Instrument
-from spymaster_assets.settings import MINUTE_NS, SignalSettings
+from spymaster_assets.settings import MINUTE_NS, OptionSettings, SignalSettings
 from spymaster_assets.signals.context import (
     SMA_LENGTHS,
     Roll,
@@ -25,6 +25,7 @@ from spymaster_assets.signals.context import (
     take,
     two_minute_history,
 )
+from spymaster_assets.signals.options import OptionFeed, strike_levels, wall_levels
 from spymaster_assets.store import Artifact, dump_json
 
 LEVEL_COLUMNS = ("start_ns", "level_kind", "level_kind_name", "level_price_e9")
@@ -49,10 +50,13 @@ def build_levels(
     settings: SignalSettings,
     contract: Contract,
     observed_until_ns: int,
+    options: OptionFeed | None = None,
+    option_settings: OptionSettings | None = None,
 ) -> LevelSet:
     """Levels and minute context of a session from its bars and those of the sessions before it (oldest first).
 
-    Only bars closed by observed_until_ns are read. Raises MarketDataError when the session has no regular-hours bar.
+    With `options` there are walls and strikes too. Only bars closed, and option trades received, by observed_until_ns are read.
+    Raises MarketDataError when the session has no regular-hours bar.
     """
     history = two_minute_history(warmup, current, observed_until_ns)
     context = minute_context(current, history, settings, instrument.spy_dollar_e9, observed_until_ns)
@@ -74,7 +78,18 @@ def build_levels(
     prices = key_levels(start, context, history, session, settings, instrument.spy_dollar_e9)
     table = _long_table(start, prices, contract)
     rounds = _round_levels(start, context, instrument, settings, contract)
-    table = pl.concat([table, rounds]).sort("start_ns", "level_kind", "level_price_e9")
+    parts = [table, rounds]
+    if options is not None:
+        parts += _option_levels(
+            start,
+            context,
+            options.cut(observed_until_ns),
+            session,
+            instrument,
+            option_settings or OptionSettings(),
+            contract,
+        )
+    table = pl.concat(parts).sort("start_ns", "level_kind", "level_price_e9")
     return LevelSet(table, context, history, history.rolls, regular_hours_sigma(warmup, instrument.spy_dollar_e9))
 
 
@@ -169,6 +184,44 @@ def _round_levels(
     nearest = np.rint(last / spacing).astype(np.int64)
     price = ((nearest[:, None] + steps[None, :]) * spacing).ravel()
     return _rows(np.repeat(start, len(steps)), "ROUND", price.astype(np.int64), contract)
+
+
+def _option_levels(
+    start_ns: NDArray[np.int64],
+    context: pl.DataFrame,
+    options: OptionFeed,
+    session: Session,
+    instrument: Instrument,
+    settings: OptionSettings,
+    contract: Contract,
+) -> list[pl.DataFrame]:
+    """Walls and strikes as known when each bar starts, in points; strikes only near the last close."""
+    basis = options.basis
+    until_ns = min(options.until_ns, session.regular_close_ns)
+    parts = []
+    for kind, series in wall_levels(options.flow, session, settings, until_ns).items():
+        at = np.searchsorted(series.known_ns, start_ns, side="right") - 1
+        price = (
+            np.where(at >= 0, series.price_e9[np.maximum(at, 0)], np.nan) if len(at) and len(series.price_e9) else None
+        )
+        if price is not None:
+            known = np.isfinite(price)
+            points = basis.to_points_e9(price[known], start_ns[known])
+            parts.append(_rows(start_ns[known], kind, np.rint(points).astype(np.int64), contract))
+    strikes = strike_levels(options.flow, session, settings, until_ns)
+    closed = np.searchsorted(context["end_ns"].to_numpy(), start_ns, side="right").astype(np.int64) - 1
+    if len(strikes.price_e9) and len(start_ns):
+        count = np.searchsorted(strikes.known_ns, start_ns, side="right")
+        points = basis.to_points_e9(
+            np.tile(strikes.price_e9, len(start_ns)), np.repeat(start_ns, len(strikes.price_e9))
+        ).reshape(len(start_ns), -1)
+        last = np.where(closed >= 0, context["close_e9"].to_numpy()[np.maximum(closed, 0)], 0)
+        reach = settings.strike_reach_usd * instrument.spy_dollar_e9
+        near = np.abs(points - last[:, None]) <= reach
+        near &= (np.arange(points.shape[1])[None, :] < count[:, None]) & (closed >= 0)[:, None]
+        row, column = np.nonzero(near)
+        parts.append(_rows(start_ns[row], "STRIKE", np.rint(points[row, column]).astype(np.int64), contract))
+    return parts
 
 
 def _rows(start_ns: NDArray[np.int64], kind: str, price_e9: NDArray[np.int64], contract: Contract) -> pl.DataFrame:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from datetime import date, timedelta
 
 import numpy as np
@@ -11,6 +11,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from spymaster_assets.errors import MarketDataError
+from spymaster_assets.market.basis import SpotBasis
 from spymaster_assets.market.calendar import Session, TradingCalendar
 from spymaster_assets.market.dbn import UNDEFINED_PRICE
 from spymaster_assets.market.instruments import PRICE_SCALE
@@ -70,6 +71,24 @@ class OptionFlow:
         """Number of trades by IV_STATUS."""
         counts = np.bincount(self.iv_status, minlength=len(IV_STATUS))
         return dict(zip(IV_STATUS, counts.tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class OptionFeed:
+    """A session's option flow, the time [from_ns, until_ns) that the feed covers, and the way from points to strike dollars."""
+
+    flow: OptionFlow
+    from_ns: int
+    until_ns: int
+    basis: SpotBasis
+    dollar_e9: int
+    """One SPY dollar in the unit of the strikes, 1e-9."""
+
+    def cut(self, until_ns: int) -> OptionFeed:
+        """What had been received before until_ns."""
+        n = int(np.searchsorted(self.flow.ts_ns, until_ns, side="left"))
+        flow = OptionFlow(**{f.name: getattr(self.flow, f.name)[:n] for f in fields(self.flow)})
+        return replace(self, flow=flow, until_ns=min(self.until_ns, until_ns))
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ def find_touches(
 ) -> pl.DataFrame:
     """One row per touch episode: start_ns, level_kind, level_kind_name, level_price_e9, bar (row of `context`), direction_sign.
 
-    A bar meets a level when low - touch band <= level <= high + touch band. Where kinds share a price in one bar the first code
-    stands for all. An episode goes on while contacts come within the cool-down and the level stays within the monitor
-    band of where the episode began; its event is the first contact whose bar closes within the monitor band. The side is that
-    of the last close before the bar that differs from the level (UP: below it).
+    A bar meets a level when low - touch band <= level <= high + touch band. Where kinds share a price in one bar one stands for
+    all: the first code, ROUND last, since a strike on a round dollar says more. An episode goes on while contacts come within the
+    cool-down and the level stays within the monitor band of where the episode began; its event is the first contact whose bar closes
+    within the monitor band. The side is that of the last close before the bar that differs from the level (UP: below it).
     """
     starts = context["start_ns"].to_numpy()
     rows = np.searchsorted(starts, table["start_ns"].to_numpy())
@@ -36,6 +36,7 @@ def find_touches(
     contacts = (
         table.filter(met)
         .with_columns(pl.Series("bar", rows[met]), pl.Series("tick", tick))
+        .sort(pl.col("level_kind_name") == "ROUND", "level_kind", "start_ns", "level_price_e9")
         .unique(["start_ns", "tick"], keep="first", maintain_order=True)
         .with_columns(
             pl.when(pl.col("level_kind_name").is_in(STATIC_KINDS)).then(pl.col("tick")).otherwise(0).alias("price_key")

@@ -19,8 +19,8 @@ from spymaster_assets.market.book import BookSnapshots, book_snapshots, snapshot
 from spymaster_assets.market.dbn import UNDEFINED_PRICE, read_records
 from spymaster_assets.market.instruments import instrument
 from spymaster_assets.market.tape import SessionTape
-from spymaster_assets.settings import NS
-from spymaster_assets.signals.barrier import STATES, BarrierFeatures, BarrierSettings, _states, barrier_features
+from spymaster_assets.settings import NS, BarrierSettings
+from spymaster_assets.signals.barrier import STATES, BarrierFeatures, _states, barrier_features
 from spymaster_assets_tests.builders import CONTRACT
 
 ES = instrument("ES")

@@ -1,0 +1,167 @@
+"""The optional feeds of a session: which files bring its order book and its option trades, and how far they reach."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spymaster_assets.errors import MarketDataError
+from spymaster_assets.market.basis import option_roots
+from spymaster_assets.market.book import BookSnapshots, book_snapshots, build_mbp10, snapshots_of_records
+from spymaster_assets.market.calendar import Session
+from spymaster_assets.market.contracts import is_outright
+from spymaster_assets.market.dbn import BOOK_SCHEMAS, read_records
+from spymaster_assets.market.files import FileEntry
+from spymaster_assets.market.instruments import Instrument
+from spymaster_assets.market.options import (
+    CONSOLIDATED_QUOTE_SCHEMAS,
+    QUOTED_TRADE_SCHEMAS,
+    VENUE_QUOTE_SCHEMAS,
+    OptionTrades,
+    option_trades_from_csv,
+    option_trades_from_dbn,
+    read_definitions,
+)
+from spymaster_assets.settings import MINUTE_NS, BookSettings
+
+BOOK_PREFERENCE = ("mbp-10", "mbo", "mbp-1")
+QUOTE_PREFERENCE = (*CONSOLIDATED_QUOTE_SCHEMAS, *VENUE_QUOTE_SCHEMAS)
+CSV_SUFFIXES = (".csv", ".csv.gz")
+
+
+@dataclass(frozen=True)
+class OptionSource:
+    """Files of a session's option trades: a DBN file with its definitions and, if there are, quotes, or one flat CSV file."""
+
+    trades: Path
+    definitions: Path | None
+    quotes: Path | None
+    root: str
+    schema: str
+    from_ns: int
+    until_ns: int
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All of them."""
+        return tuple(p for p in (self.trades, self.definitions, self.quotes) if p is not None)
+
+
+def book_files(entries: Sequence[FileEntry], session: Session, instrument: Instrument) -> tuple[FileEntry, ...]:
+    """Files that hold the instrument's order book in the session, of the best schema there is (mbp-10, mbo, mbp-1), oldest first."""
+    found = [e for e in _overlapping(entries, session) if e.header.schema in BOOK_SCHEMAS and _names(e, instrument)]
+    best = next((s for s in BOOK_PREFERENCE if any(e.header.schema == s for e in found)), None)
+    return tuple(sorted((e for e in found if e.header.schema == best), key=lambda e: (e.header.start_ns, e.name)))
+
+
+def load_book(
+    files: Sequence[FileEntry], session: Session, instrument_id: int, settings: BookSettings
+) -> BookSnapshots:
+    """Snapshots of one contract over regular hours with their margin; files of consecutive times are joined.
+
+    Raises MarketDataError when a file is damaged or files overlap.
+    """
+    start_ns = session.regular_open_ns - settings.before_open_min * MINUTE_NS
+    end_ns = session.regular_close_ns + settings.after_close_min * MINUTE_NS
+    parts = []
+    for entry in files:
+        if entry.header.schema == "mbo":
+            orders = read_records(entry.path, {"mbo": BOOK_SCHEMAS["mbo"]})
+            records = build_mbp10(orders[orders["instrument_id"] == instrument_id])
+            part = snapshots_of_records(
+                records, instrument_id, bucket_ms=settings.bucket_ms, start_ns=start_ns, end_ns=end_ns
+            )
+        else:
+            part = book_snapshots(
+                entry.path, instrument_id, bucket_ms=settings.bucket_ms, start_ns=start_ns, end_ns=end_ns
+            )
+        parts.append(part)
+    return BookSnapshots.join(parts)
+
+
+def option_source(
+    entries: Sequence[FileEntry], dbn_dir: Path, session: Session, instrument: Instrument
+) -> OptionSource | None:
+    """Where the session's option trades are, of the instrument's own options or else of SPY's; None when there are none.
+
+    DBN trades count when a definition file of their dataset defines an option on the root; without DBN files a flat file whose name
+    holds the session's date (`YYYY-MM-DD.csv.gz`). Raises MarketDataError when two files claim the session.
+    """
+    candidates = [e for e in _overlapping(entries, session) if not _names(e, instrument) or not e.header.symbols]
+    defined = [e for e in candidates if e.header.schema == "definition"]
+    for root, definition in product(option_roots(instrument), defined):
+        found = read_definitions(definition.path, root)
+        if not found.wanted.any():
+            continue
+        known = set(found.instrument_id[found.wanted].tolist())
+        same = [e for e in candidates if e.header.dataset == definition.header.dataset]
+        mine = [e for e in same if not e.header.symbols or any(s.instrument_id in known for s in e.header.symbols)]
+        trades = [e for e in mine if e.header.schema == "trades" or e.header.schema in QUOTED_TRADE_SCHEMAS]
+        if not trades:
+            continue
+        if len(trades) > 1:
+            raise MarketDataError(
+                "two files bring the option trades of one session",
+                where=", ".join(e.name for e in trades),
+                expected=f"one file of options on {root} for session {session.key}",
+                remedy="delete the one that repeats the other",
+            )
+        quotes = sorted(
+            (e for e in mine if e.header.schema in QUOTE_PREFERENCE),
+            key=lambda e: QUOTE_PREFERENCE.index(e.header.schema),
+        )
+        header = trades[0].header
+        return OptionSource(
+            trades[0].path,
+            definition.path,
+            quotes[0].path if quotes and header.schema == "trades" else None,
+            root,
+            header.schema,
+            max(header.start_ns, session.open_ns),
+            min(header.end_ns or session.close_ns, session.close_ns),
+        )
+    flat = sorted(p for p in dbn_dir.rglob(f"*{session.key}*") if p.name.endswith(CSV_SUFFIXES) and p.is_file())
+    if len(flat) > 1:
+        raise MarketDataError(
+            "two flat files bring the option trades of one session",
+            where=", ".join(p.name for p in flat),
+            expected=f"one file for {session.key}",
+            remedy="delete the one that repeats the other",
+        )
+    # a flat file states no range: it is the whole day's
+    return OptionSource(flat[0], None, None, "SPY", "csv", session.open_ns, session.close_ns) if flat else None
+
+
+def load_option_trades(source: OptionSource, session: Session) -> OptionTrades:
+    """Trades of the source's options that expire on the session's day (0DTE), received within the session."""
+    expiry = date.fromisoformat(session.key)
+    if source.definitions is None:
+        trades = option_trades_from_csv(source.trades, source.root, expiry)
+    else:
+        trades = option_trades_from_dbn(source.trades, source.definitions, source.root, expiry, source.quotes)
+    return trades.take((trades.ts_ns >= session.open_ns) & (trades.ts_ns < session.close_ns))
+
+
+def minute_coverage(ts_ns: NDArray[np.int64], session: Session) -> tuple[float, list[int]]:
+    """Share of regular-hours minutes with an event, and the starts (ns) of those without."""
+    minutes = max(0, (session.regular_close_ns - session.regular_open_ns) // MINUTE_NS)
+    inside = ts_ns[(ts_ns >= session.regular_open_ns) & (ts_ns < session.regular_close_ns)]
+    seen = np.zeros(minutes, bool)
+    seen[(inside - session.regular_open_ns) // MINUTE_NS] = True
+    missing = session.regular_open_ns + np.flatnonzero(~seen) * MINUTE_NS
+    return (round(float(seen.mean()), 6) if minutes else 1.0), missing.astype(np.int64).tolist()
+
+
+def _overlapping(entries: Iterable[FileEntry], session: Session) -> list[FileEntry]:
+    return [e for e in entries if e.overlaps(session.open_ns, session.close_ns)]
+
+
+def _names(entry: FileEntry, instrument: Instrument) -> bool:
+    """Whether a file holds an outright of the instrument; one that names no symbols may."""
+    return not entry.header.symbols or any(is_outright(s.raw_symbol, instrument) for s in entry.header.symbols)
