@@ -1,6 +1,6 @@
 """The whole graph in one view: assets, checks, jobs, the nightly sensor and resources.
 
-market    market_files -> ohlcv_bars
+market    market_files -> ohlcv_bars -> spot_basis ; book_snapshots ; option_flow (feeds that may be missing)
 signals   levels (bars of the session and warm-up sessions) -> signals
 datasets  sequence_dataset ; split_manifest (window of earlier sessions)
 models    patchtst_model ; tree_bundles ; retrieval_index      of an as-of session
@@ -17,6 +17,7 @@ warnings.filterwarnings("ignore", category=dg.BetaWarning)
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 
 from spymaster_assets.assets.datasets import dataset_assets  # noqa: E402 - after the filters
+from spymaster_assets.assets.feeds import feed_assets  # noqa: E402
 from spymaster_assets.assets.market import market_assets  # noqa: E402
 from spymaster_assets.assets.models import model_assets  # noqa: E402
 from spymaster_assets.assets.proof import proof_assets  # noqa: E402
@@ -41,7 +42,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
             REPORT_JOB, dg.AssetSelection.assets(REPORT_ASSET), description="A fold's scores."
         ),
     }
-    groups = (market_assets, signal_assets, dataset_assets, model_assets, proof_assets)
+    groups = (market_assets, feed_assets, signal_assets, dataset_assets, model_assets, proof_assets)
     graph = [member for group in groups for member in group(settings)]
     return dg.Definitions(
         assets=[a for a in graph if not isinstance(a, dg.AssetChecksDefinition)],

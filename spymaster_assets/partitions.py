@@ -12,7 +12,16 @@ from spymaster_assets.market.files import SIMULATED_MARK, scan_folder
 from spymaster_assets.market.instruments import instrument
 from spymaster_assets.settings import Settings
 
-SESSION_ASSETS = ("market_files", "ohlcv_bars", "levels", "signals", "sequence_dataset")
+SESSION_ASSETS = (
+    "market_files",
+    "ohlcv_bars",
+    "book_snapshots",
+    "spot_basis",
+    "option_flow",
+    "levels",
+    "signals",
+    "sequence_dataset",
+)
 """Assets keyed by the session whose data they hold, upstream first."""
 MODEL_ASSETS = ("split_manifest", "patchtst_model", "tree_bundles", "retrieval_index")
 """Assets keyed by the as-of session: they know only what came before it."""

@@ -17,15 +17,19 @@ from numpy.typing import NDArray
 from spymaster_assets.contract import load_contract
 from spymaster_assets.errors import MissingInputError
 from spymaster_assets.market.bars import session_bars
+from spymaster_assets.market.basis import identity_basis
+from spymaster_assets.market.book import BookSnapshots
 from spymaster_assets.market.calendar import Session, TradingCalendar
 from spymaster_assets.market.dbn import OHLCV_DTYPE, TRADE_DTYPE
+from spymaster_assets.market.feeds import book_files, load_book, load_option_trades, option_source
 from spymaster_assets.market.files import SessionFiles, register_session, scan_folder
 from spymaster_assets.market.instruments import instrument
 from spymaster_assets.market.tape import SessionTape, load_session_records
-from spymaster_assets.settings import LabelSettings, SignalSettings
+from spymaster_assets.settings import BookSettings, LabelSettings, OptionSettings, SignalSettings
 from spymaster_assets.signals.build import SignalSet, build_signals
 from spymaster_assets.signals.context import SessionBars
 from spymaster_assets.signals.levels import LevelSet, build_levels
+from spymaster_assets.signals.options import OptionFeed, option_flow
 
 CONTRACT = load_contract()
 CALENDARS = {s: TradingCalendar(instrument(s)) for s in ("SPY", "ES", "MYM")}
@@ -180,16 +184,45 @@ def build_one(
     profile, signal = instrument(symbol), signal or SignalSettings()
     records = load_session_records(folder, registration, session=session, until_ns=until_ns)
     bars = SessionBars(session, session_bars(records, session, registration))
-    levels = build_levels(
-        bars, earlier[-signal.sma_warmup_sessions :], profile, signal, CONTRACT, registration.observed_until_ns
-    )
     tape = None
     if registration.schema == "trades":
         tape = SessionTape.of_records(records[records["instrument_id"] == registration.front_id])
+    book, options = feeds_of(folder, symbol, session, registration, tape, until_ns)
+    known_ns = registration.observed_until_ns
+    warmup = earlier[-signal.sma_warmup_sessions :]
+    levels = build_levels(bars, warmup, profile, signal, CONTRACT, known_ns, options)
     signals = build_signals(
-        levels, tape, session, profile, registration.front_id, signal, label, CONTRACT, registration.observed_until_ns
+        levels, tape, session, profile, registration.front_id, signal, label, CONTRACT, known_ns, False, book, options
     )
     return Built(session, registration, bars, levels, signals)
+
+
+def feeds_of(
+    folder: Path,
+    symbol: str,
+    session: Session,
+    registration: SessionFiles,
+    tape: SessionTape | None,
+    until_ns: int | None = None,
+) -> tuple[BookSnapshots | None, OptionFeed | None]:
+    """Order book and option flow of a session where the folder has them; until_ns ends both as if the rest came later."""
+    profile, entries = instrument(symbol), scan_folder(folder)
+    book, options = None, None
+    if files := book_files(entries, session, profile):
+        whole = load_book(files, session, registration.front_id, BookSettings())
+        n = len(whole)
+        if until_ns is not None:  # a bucket that is still open has another last book than when it is over
+            n = int(np.searchsorted(whole.ts_ns, until_ns // whole.bucket_ns * whole.bucket_ns))
+        arrays = {k: getattr(whole, k)[:n] for k in ("ts_ns", "bid_px_e9", "bid_sz", "ask_px_e9", "ask_sz")}
+        book = replace(whole, **arrays)
+    if tape is not None and (source := option_source(entries, folder, session, profile)):
+        trades = load_option_trades(source, session)
+        if until_ns is not None:
+            trades = trades.take(trades.ts_ns < until_ns)
+        flow = option_flow(trades, tape.ts_ns, tape.price_e9, CALENDARS[symbol], OptionSettings())
+        until = source.until_ns if until_ns is None else min(until_ns, source.until_ns)
+        options = OptionFeed(flow, source.from_ns, until, identity_basis(), profile.spy_dollar_e9)
+    return book, options
 
 
 def concat(built: Sequence[Built]) -> pl.DataFrame:

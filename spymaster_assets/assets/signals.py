@@ -6,6 +6,7 @@ import dagster as dg
 import polars as pl
 
 from spymaster_assets.assets.common import Made, each_partition
+from spymaster_assets.assets.feeds import read_book, read_options
 from spymaster_assets.assets.market import read_bars
 from spymaster_assets.assets.windows import session_partitions, warmup_window
 from spymaster_assets.contract import load_contract
@@ -35,9 +36,14 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
 
     @dg.asset(
         **common,
-        deps=[dg.AssetDep("ohlcv_bars", partition_mapping=warmup_window(settings)), "market_files"],
+        deps=[
+            dg.AssetDep("ohlcv_bars", partition_mapping=warmup_window(settings)),
+            "market_files",
+            "option_flow",
+            "spot_basis",
+        ],
         kinds={"parquet"},
-        code_version=fingerprint(settings.symbol, settings.signal, contract.level_codes, "1"),
+        code_version=fingerprint(settings.symbol, settings.signal, settings.option, contract.level_codes, "2"),
         description="Levels as they were known when each regular-hours minute opened, and the minute context behind them; "
         "averages reach over warm-up sessions and are adjusted at contract rolls.",
     )
@@ -47,7 +53,13 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
             observed_until_ns = registered.json("files.json")["observed_until_ns"]
             bars, own = read_bars(artifacts.store, key)
             warmup_keys = warmup_sessions(settings, key)
-            warmup, inputs = [], {f"ohlcv_bars[{key}]": own.sha256, "market_files": registered.sha256}
+            options, options_sha256 = read_options(artifacts.store, key, settings.instrument)
+            warmup = []
+            inputs = {
+                f"ohlcv_bars[{key}]": own.sha256,
+                "market_files": registered.sha256,
+                "option_flow": options_sha256,
+            }
             for earlier in artifacts.store.require("ohlcv_bars", warmup_keys):
                 frame, _ = read_bars(artifacts.store, earlier.key)
                 warmup.append(SessionBars(calendar.session(earlier.key), frame))
@@ -59,6 +71,8 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
                 settings.signal,
                 contract,
                 observed_until_ns,
+                options,
+                settings.option,
             )
             artifact = artifacts.store.publish("levels", key, levels_to_files(found, warmup_keys), inputs=inputs)
             kinds = found.table.group_by("level_kind_name").len().sort("len", descending=True)
@@ -77,9 +91,11 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
 
     @dg.asset(
         **common,
-        deps=[levels, "ohlcv_bars", "market_files"],
+        deps=[levels, "ohlcv_bars", "market_files", "book_snapshots", "option_flow", "spot_basis"],
         kinds={"parquet", "numba"},
-        code_version=fingerprint(settings.symbol, settings.signal, settings.label, contract.sha256, "1"),
+        code_version=fingerprint(
+            settings.symbol, settings.signal, settings.barrier, settings.option, settings.label, contract.sha256, "2"
+        ),
         description="One row per touch episode with all features and labels of features.json, with schema version and contract hash "
         "in the file.",
     )
@@ -95,6 +111,8 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
             tape: SessionTape | None = None
             if registration.schema == "trades":
                 tape = load_tape(source.folder, registration, session=session)
+            book, book_sha256 = read_book(artifacts.store, key)
+            options, options_sha256 = read_options(artifacts.store, key, settings.instrument)
             made = build_signals(
                 level_set,
                 tape,
@@ -106,6 +124,10 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
                 contract,
                 registration.observed_until_ns,
                 registration.simulated or settings.simulated,
+                book,
+                options,
+                settings.barrier,
+                settings.option,
             )
             artifact = artifacts.store.publish(
                 "signals",
@@ -114,6 +136,8 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
                 inputs={
                     "levels": level_artifact.sha256,
                     "market_files": registered.sha256,
+                    "book_snapshots": book_sha256,
+                    "option_flow": options_sha256,
                     "contract": contract.sha256,
                 },
             )
@@ -125,6 +149,7 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
                 artifact,
                 {
                     "dagster/row_count": made.frame.height,
+                    "feeds": dg.MetadataValue.json(made.metadata["feeds"]),
                     "label_source": made.metadata["label_source"],
                     "label_mode": made.metadata["label_mode"],
                     "label_balance": dg.MetadataValue.md(
@@ -173,10 +198,8 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
     def nulls_match_the_feeds(context: dg.AssetCheckExecutionContext, artifacts: ArtifactRoot) -> dg.AssetCheckResult:
         faults: dict[str, list[str]] = {}
         for key in context.partition_keys:
-            frame = read_signals(artifacts.store, key)[0].frame
-            feeds = {"bars"} | ({"trades"} if frame.height and frame["label_source"][0] == "trades" else set())
-            feeds |= {"side"} if frame["tape_imbalance"].null_count() < frame.height else set()
-            if found := feed_faults(frame, contract, feeds):
+            found_signals = read_signals(artifacts.store, key)[0]
+            if found := feed_faults(found_signals.frame, contract, set(found_signals.metadata["feeds"])):
                 faults[key] = found
         return dg.AssetCheckResult(
             passed=not faults, severity=dg.AssetCheckSeverity.WARN, metadata={"faults": dg.MetadataValue.json(faults)}

@@ -127,7 +127,7 @@ def _real(root: Path, data: Path, symbol: str | None) -> Settings:
     key = settings.first_session
     while calendar.session(key).regular_open_ns < latest:
         session = calendar.session(key)
-        if covers(tuple(e for e in entries if e.overlaps(session.open_ns, session.close_ns)), session):
+        if covers(entries, session, settings.instrument):
             sessions.append(key)
         key = calendar.next(key)
     if not sessions:

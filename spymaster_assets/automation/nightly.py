@@ -48,8 +48,7 @@ def due_requests(
         session = calendar.session(key)
         if key in made or session.close_ns + settings.nightly.grace_min * MINUTE_NS > now_ns:
             continue
-        overlapping = tuple(e for e in entries if e.overlaps(session.open_ns, session.close_ns))
-        if overlapping and covers(overlapping, session):
+        if covers(entries, session, settings.instrument):
             yield Request(DATA_JOB, key)
     index = {key: n for n, key in enumerate(sessions)}
     for asof in scheduled_asof(settings, now):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import polars as pl
 from numba import njit
 from numpy.typing import NDArray
 
@@ -104,6 +108,43 @@ class BookSnapshots:
         arrays = ("ts_ns", "bid_px_e9", "bid_sz", "ask_px_e9", "ask_sz")
         joined = {name: np.concatenate([getattr(p, name) for p in parts]) for name in arrays}
         return cls(**joined, counts=tuple(c for p in parts for c in p.counts), bucket_ns=parts[0].bucket_ns)
+
+
+def book_to_parquet(book: BookSnapshots) -> bytes:
+    """A row a snapshot: ts_ns and price and size a side and level, null where the level is empty; bucket and counts in the metadata."""
+    columns: dict[str, Any] = {"ts_ns": book.ts_ns}
+    for side, prices, sizes in (("bid", book.bid_px_e9, book.bid_sz), ("ask", book.ask_px_e9, book.ask_sz)):
+        for level in range(book.levels):
+            columns[f"{side}_px_e9_{level:02}"] = prices[:, level]
+            columns[f"{side}_sz_{level:02}"] = sizes[:, level]
+    priced = pl.col("^.*_px_e9_.*$")
+    frame = pl.DataFrame(columns).with_columns(pl.when(priced != UNDEFINED_PRICE).then(priced))
+    about = {"bucket_ns": book.bucket_ns, "levels": book.levels, "counts": [asdict(c) for c in book.counts]}
+    buffer = io.BytesIO()
+    frame.write_parquet(
+        buffer, compression="zstd", compression_level=1, statistics=False, metadata={"book": json.dumps(about)}
+    )
+    return buffer.getvalue()
+
+
+def book_from_parquet(data: bytes) -> BookSnapshots:
+    """Inverse of `book_to_parquet`."""
+    about = json.loads(pl.read_parquet_metadata(io.BytesIO(data))["book"])
+    frame = pl.read_parquet(io.BytesIO(data))
+
+    def side(name: str, empty: int) -> NDArray[np.int64]:
+        chosen = frame.select(pl.col(f"^{name}_.*$").fill_null(empty).cast(pl.Int64))
+        return np.ascontiguousarray(chosen.to_numpy()).reshape(frame.height, about["levels"])
+
+    return BookSnapshots(
+        frame["ts_ns"].to_numpy(),
+        side("bid_px_e9", UNDEFINED_PRICE),
+        side("bid_sz", 0),
+        side("ask_px_e9", UNDEFINED_PRICE),
+        side("ask_sz", 0),
+        tuple(BookCounts(**c) for c in about["counts"]),
+        about["bucket_ns"],
+    )
 
 
 def book_snapshots(

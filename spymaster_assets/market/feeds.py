@@ -15,7 +15,6 @@ from spymaster_assets.errors import MarketDataError
 from spymaster_assets.market.basis import option_roots
 from spymaster_assets.market.book import BookSnapshots, book_snapshots, build_mbp10, snapshots_of_records
 from spymaster_assets.market.calendar import Session
-from spymaster_assets.market.contracts import is_outright
 from spymaster_assets.market.dbn import BOOK_SCHEMAS, read_records
 from spymaster_assets.market.files import FileEntry
 from spymaster_assets.market.instruments import Instrument
@@ -55,7 +54,7 @@ class OptionSource:
 
 def book_files(entries: Sequence[FileEntry], session: Session, instrument: Instrument) -> tuple[FileEntry, ...]:
     """Files that hold the instrument's order book in the session, of the best schema there is (mbp-10, mbo, mbp-1), oldest first."""
-    found = [e for e in _overlapping(entries, session) if e.header.schema in BOOK_SCHEMAS and _names(e, instrument)]
+    found = [e for e in _overlapping(entries, session) if e.header.schema in BOOK_SCHEMAS and e.may_hold(instrument)]
     best = next((s for s in BOOK_PREFERENCE if any(e.header.schema == s for e in found)), None)
     return tuple(sorted((e for e in found if e.header.schema == best), key=lambda e: (e.header.start_ns, e.name)))
 
@@ -93,7 +92,7 @@ def option_source(
     DBN trades count when a definition file of their dataset defines an option on the root; without DBN files a flat file whose name
     holds the session's date (`YYYY-MM-DD.csv.gz`). Raises MarketDataError when two files claim the session.
     """
-    candidates = [e for e in _overlapping(entries, session) if not _names(e, instrument) or not e.header.symbols]
+    candidates = [e for e in _overlapping(entries, session) if not e.may_hold(instrument) or not e.header.symbols]
     defined = [e for e in candidates if e.header.schema == "definition"]
     for root, definition in product(option_roots(instrument), defined):
         found = read_definitions(definition.path, root)
@@ -160,8 +159,3 @@ def minute_coverage(ts_ns: NDArray[np.int64], session: Session) -> tuple[float, 
 
 def _overlapping(entries: Iterable[FileEntry], session: Session) -> list[FileEntry]:
     return [e for e in entries if e.overlaps(session.open_ns, session.close_ns)]
-
-
-def _names(entry: FileEntry, instrument: Instrument) -> bool:
-    """Whether a file holds an outright of the instrument; one that names no symbols may."""
-    return not entry.header.symbols or any(is_outright(s.raw_symbol, instrument) for s in entry.header.symbols)

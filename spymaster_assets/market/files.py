@@ -37,6 +37,10 @@ class FileEntry:
         """Where the file lies."""
         return self.header.path
 
+    def may_hold(self, instrument: Instrument) -> bool:
+        """Whether the header names an outright of the instrument, or no symbols at all."""
+        return not self.header.symbols or any(is_outright(s.raw_symbol, instrument) for s in self.header.symbols)
+
     def overlaps(self, open_ns: int, close_ns: int) -> bool:
         """True when the range that the header states meets [open_ns, close_ns)."""
         return self.header.start_ns < close_ns and (self.header.end_ns is None or self.header.end_ns > open_ns)
@@ -114,13 +118,18 @@ def scan_folder(dbn_dir: Path) -> tuple[FileEntry, ...]:
     return tuple(FileEntry(p.relative_to(dbn_dir).as_posix(), read_header(p)) for p in paths)
 
 
-def covers(entries: Sequence[FileEntry], session: Session) -> bool:
-    """True when the ranges that the headers state reach over the session's regular hours without a gap."""
+def covers(entries: Sequence[FileEntry], session: Session, instrument: Instrument) -> bool:
+    """True when the ranges that the headers of the instrument's trades or bars state reach over regular hours without a gap."""
     reached = session.regular_open_ns
-    for entry in sorted(entries, key=lambda e: e.header.start_ns):
-        if entry.header.schema in SCHEMAS and entry.header.start_ns <= reached:
+    tape = [
+        e
+        for e in entries
+        if e.header.schema in SCHEMAS and e.may_hold(instrument) and e.overlaps(session.open_ns, session.close_ns)
+    ]
+    for entry in sorted(tape, key=lambda e: e.header.start_ns):
+        if entry.header.start_ns <= reached:
             reached = max(reached, session.close_ns if entry.header.end_ns is None else entry.header.end_ns)
-    return reached >= session.regular_close_ns and any(e.overlaps(session.open_ns, session.close_ns) for e in entries)
+    return bool(tape) and reached >= session.regular_close_ns
 
 
 def register_session(
@@ -137,8 +146,8 @@ def register_session(
     """
     session = calendar.session(session_key)
     candidates = [e for e in entries if e.overlaps(session.open_ns, session.close_ns)]
-    known = [e for e in candidates if e.header.schema in SCHEMAS]
-    if candidates and not known:
+    known = [e for e in candidates if e.header.schema in SCHEMAS and e.may_hold(instrument)]
+    if candidates and not any(e.header.schema in SCHEMAS for e in candidates):
         raise MarketDataError(
             f"no file of session {session_key} has a schema that can be read",
             where=", ".join(f"{e.name} ({e.header.schema})" for e in candidates[:5]),

@@ -293,7 +293,10 @@ def _tape_columns(
 def _book_columns(barrier: BarrierFeatures, first: NDArray[np.int64], option: OptionSettings) -> dict[str, Any]:
     """Barrier columns of whole windows; one that the input's end cuts short tells nothing comparable and is null."""
     columns: dict[str, Any] = {
-        name: pl.Series(values).to_frame("v").select(pl.when(pl.Series(barrier.complete)).then("v")).to_series()
+        name: pl.Series(values, dtype=pl.String)
+        .to_frame("v")
+        .select(pl.when(pl.Series(barrier.complete)).then("v"))
+        .to_series()
         if name == "barrier_state"
         else np.where(barrier.complete, values, np.nan)
         for name, values in barrier.columns().items()
@@ -311,7 +314,10 @@ def _option_columns(
 ) -> dict[str, Any]:
     ledger = gamma_ledger(options.flow, max(options.from_ns, session.regular_open_ns), options.until_ns)
     dealers = dealer_features(ledger, t0, options.basis.to_strike_e9(level_e9, t0), option, options.dollar_e9)
-    return {f.name: getattr(dealers, f.name) for f in fields(dealers)} | {
+    columns: dict[str, Any] = {f.name: getattr(dealers, f.name) for f in fields(dealers)}
+    for name in ("fuel_effect", "gamma_bucket"):
+        columns[name] = pl.Series(columns[name].tolist(), dtype=pl.String)
+    return columns | {
         "gamma_pressure": gamma_pressure(dealers.gamma_exposure, option),
         "gamma_pressure_accel": gamma_pressure_accel(dealers.gamma_flow_accel_3m, option),
     }

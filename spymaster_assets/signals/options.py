@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import math
 from dataclasses import dataclass, fields, replace
 from datetime import date, timedelta
 
 import numpy as np
+import polars as pl
 from numba import njit
 from numpy.typing import NDArray
 
@@ -470,6 +472,22 @@ def option_flow(
         # 0.0 - x: a trade without a side has no flow, not one of minus zero
         dealer_gamma=(0.0 - aggressor * trades.size * gamma * settings.multiplier).astype(np.float64),
     )
+
+
+def flow_to_parquet(flow: OptionFlow) -> bytes:
+    """A row a trade, columns as in OptionFlow; spot_e9 is null before the underlying's first trade."""
+    frame = pl.DataFrame({f.name: getattr(flow, f.name) for f in fields(flow)})
+    buffer = io.BytesIO()
+    frame.with_columns(pl.when(pl.col("spot_e9") != UNDEFINED_PRICE).then("spot_e9")).write_parquet(
+        buffer, compression="zstd", compression_level=1, statistics=False
+    )
+    return buffer.getvalue()
+
+
+def flow_from_parquet(data: bytes) -> OptionFlow:
+    """Inverse of `flow_to_parquet`."""
+    frame = pl.read_parquet(io.BytesIO(data)).with_columns(pl.col("spot_e9").fill_null(UNDEFINED_PRICE))
+    return OptionFlow(**{f.name: frame[f.name].to_numpy() for f in fields(OptionFlow)})
 
 
 def gamma_ledger(flow: OptionFlow, from_ns: int, until_ns: int) -> GammaLedger:

@@ -110,7 +110,7 @@ def test_input_that_stops_early_is_observed_until_its_last_record(tmp_path: Path
     morning = records[records["ts_recv"] < S.regular_open_ns + 3600 * 10**9]
     (tmp_path / "a.dbn").write_bytes(dbn_bytes(morning, end_ns=S.close_ns))
     assert register(tmp_path).observed_until_ns == int(morning["ts_recv"][-1])
-    assert covers(scan_folder(tmp_path), S)
+    assert covers(scan_folder(tmp_path), S, instrument("SPY"))
 
 
 def test_a_cut_keeps_trades_before_it_and_bars_closed_by_then(tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_the_pipeline_registers_the_underlying_alone(tmp_path: Path, symbol: str
     session = session_of(symbol, KEYS[0])
     write_full_market(tmp_path, instrument(symbol), [session], 1, "small")
     entries = scan_folder(tmp_path)
-    assert covers(entries, session)
+    assert covers(entries, session, instrument(symbol))
     found = register_session(entries, CALENDARS[symbol], instrument(symbol), KEYS[0], None)
     assert found.simulated
     assert [c.raw_symbol for c in found.contracts] == ["ESZ9" if symbol == "ES" else "SPY"]

@@ -10,6 +10,7 @@ import pytest
 
 from spymaster_assets.market.instruments import instrument
 from spymaster_assets.market.simulate import write_market
+from spymaster_assets.market.simulate_book import PROFILES, write_full_market
 from spymaster_assets.settings import NS, SignalSettings
 from spymaster_assets.signals.build import signals_from_parquet, signals_to_parquet
 from spymaster_assets.signals.checks import feed_faults, signal_faults
@@ -59,6 +60,25 @@ def cut_twenty_times(folder: Path, symbol: str, built: list[Built], seed: int) -
 
 def test_simulated_trades(simulated: Path) -> None:
     cut_twenty_times(simulated, "SPY", build_folder(simulated, "SPY", SESSIONS[0], SESSIONS[-1]), 0)
+
+
+@pytest.fixture(scope="module")
+def all_feeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("feeds")
+    profile = PROFILES["full"].scaled(0.06)
+    write_full_market(folder, instrument("SPY"), [CALENDARS["SPY"].session(k) for k in SESSIONS], 5, profile)
+    return folder
+
+
+def test_simulated_order_book_and_options(all_feeds: Path) -> None:
+    built = build_folder(all_feeds, "SPY", SESSIONS[0], SESSIONS[-1])
+    frame = built[-1].signals.frame
+    assert built[-1].signals.metadata["feeds"] == ["bars", "book", "options", "side", "trades"]
+    assert feed_faults(frame, CONTRACT, set(built[-1].signals.metadata["feeds"])) == []
+    for column in ("barrier_state", "wall_ratio", "gamma_exposure", "dealer_pressure", "net_break_pressure"):
+        assert frame[column].null_count() < frame.height / 2, column
+    assert {"CALL_WALL", "PUT_WALL", "STRIKE"} & set(frame["level_kind_name"])
+    cut_twenty_times(all_feeds, "SPY", built, 4)
 
 
 def test_real_bars_on_the_session_after_the_clocks_change(real_data: Path) -> None:
