@@ -13,6 +13,7 @@ from rich.table import Table
 from spymaster_assets.errors import SpymasterError
 from spymaster_assets.market.instruments import instrument
 from spymaster_assets.market.simulate import write_market
+from spymaster_assets.market.simulate_book import PROFILES, write_full_market
 from spymaster_assets.partitions import (
     MODEL_ASSETS,
     REPORT_ASSET,
@@ -40,6 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     simulate.add_argument("--sessions", type=int, default=30)
     simulate.add_argument("--seed", type=int, default=7)
     simulate.add_argument("--instrument", default="SPY")
+    simulate.add_argument(
+        "--profile",
+        choices=("trades", *PROFILES),
+        default="trades",
+        help="trades: trades alone; small, full: order book and option trades too, at about 0.1 and 5 million book records a session",
+    )
     commands.add_parser("status", help="which sessions and as-of models are made")
     options = parser.parse_args(arguments)
     try:
@@ -51,8 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             profile = instrument(options.instrument)
             calendar = calendar_of(profile.symbol)
             keys = calendar.sessions(options.first, calendar.next(options.first, options.sessions - 1))
-            paths = write_market(options.folder, profile, [calendar.session(k) for k in keys], options.seed)
-            Console().print(f"{len(paths)} SIMULATED sessions in {options.folder}")
+            market = [calendar.session(k) for k in keys]
+            if options.profile == "trades":
+                paths = write_market(options.folder, profile, market, options.seed)
+            else:
+                paths = write_full_market(options.folder, profile, market, options.seed, options.profile)
+            Console().print(f"{len(keys)} SIMULATED sessions in {options.folder}, {len(paths)} files")
         else:
             _status(resolve(Settings.load()))
     except SpymasterError as error:

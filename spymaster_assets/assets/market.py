@@ -12,6 +12,7 @@ from spymaster_assets.errors import MissingInputError
 from spymaster_assets.evaluation import plots
 from spymaster_assets.market.bars import session_bars
 from spymaster_assets.market.files import FileEntry, SessionFiles, register_session
+from spymaster_assets.market.session_truth import session_truth
 from spymaster_assets.market.tape import load_session_records
 from spymaster_assets.partitions import calendar_of
 from spymaster_assets.resources import ArtifactRoot, MarketSource
@@ -139,13 +140,32 @@ def market_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
         )
 
     @dg.asset_check(
+        asset=market_files,
+        partitions_def=partitions,
+        description="Two calendars and the tape agree on when regular hours end, or a reviewed override and the tape do.",
+    )
+    def session_ends_agree(context: dg.AssetCheckExecutionContext, artifacts: ArtifactRoot) -> dg.AssetCheckResult:
+        odd: dict[str, Any] = {}
+        for key in context.partition_keys:
+            last_ns = artifacts.store.load("market_files", key).json("files.json")["last_regular_ns"]
+            truth = session_truth(calendar, key, last_ns)
+            if truth.faults:
+                odd[key] = truth.to_json()
+        return dg.AssetCheckResult(
+            passed=not odd,
+            severity=dg.AssetCheckSeverity.WARN,
+            description="; ".join(f"{key}: {', '.join(t['faults'])}" for key, t in odd.items()) or None,
+            metadata={"sessions": dg.MetadataValue.json(odd)},
+        )
+
+    @dg.asset_check(
         asset=ohlcv_bars, partitions_def=partitions, description="All timeframes agree with the one-minute bars."
     )
     def bars_agree(context: dg.AssetCheckExecutionContext, artifacts: ArtifactRoot) -> dg.AssetCheckResult:
         faults = {key: f for key in context.partition_keys if (f := bar_faults(read_bars(artifacts.store, key)[0]))}
         return dg.AssetCheckResult(passed=not faults, metadata={"faults": dg.MetadataValue.json(faults)})
 
-    return [market_files, ohlcv_bars, regular_hours_are_covered, bars_agree]
+    return [market_files, ohlcv_bars, regular_hours_are_covered, session_ends_agree, bars_agree]
 
 
 def previous_registration(

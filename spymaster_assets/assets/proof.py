@@ -251,6 +251,7 @@ def report_data(store: ArtifactStore, settings: Settings, folds: list[str]) -> R
     frame = read_signals(store, example)[0].frame
     curves = [e for e in pooled if e["reliability"] and not e["baseline"]][:_SHOWN_HEADS]
     counts: dict[str, dict[str, int]] = {}
+    needed = {f for c in load_contract().columns for f in c.feeds}
     for one in signals:
         for delay, parts in label_counts(one.frame).items():
             for outcome, n in parts.items():
@@ -266,6 +267,7 @@ def report_data(store: ArtifactStore, settings: Settings, folds: list[str]) -> R
         sessions=sessions,
         touches=sum(s.frame.height for s in signals),
         coverage=files,
+        missing_feeds=sorted(needed - {f for s in signals for f in s.metadata["feeds"]}),
         base_rates=_sum_base_rates([s.metadata["base_rates"] for s in signals]),
         label_settings=dict(vars(settings.label)),
         split_settings=dict(vars(settings.split)),

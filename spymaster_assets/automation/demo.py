@@ -24,7 +24,8 @@ from spymaster_assets.evaluation.report import best_baselines
 from spymaster_assets.market.contracts import is_outright
 from spymaster_assets.market.files import FileEntry, covers, register_session, scan_folder
 from spymaster_assets.market.instruments import INSTRUMENTS
-from spymaster_assets.market.simulate import read_mark, write_market
+from spymaster_assets.market.simulate import read_mark
+from spymaster_assets.market.simulate_book import write_full_market
 from spymaster_assets.partitions import calendar_of, resolve, scheduled_asof
 from spymaster_assets.settings import LabelSettings, Settings, SplitSettings
 from spymaster_assets.store import ArtifactStore
@@ -106,8 +107,10 @@ def _simulated(root: Path, console: Console) -> Settings:
     sessions = calendar.sessions(first, last)
     mark = read_mark(settings.dbn_dir)
     if not mark or mark.get("sessions") != sessions or mark.get("seed") != SIMULATED_SEED:
-        console.print(f"Writing a simulated market: {len(sessions)} DBN files")
-        write_market(settings.dbn_dir, settings.instrument, [calendar.session(k) for k in sessions], SIMULATED_SEED)
+        console.print(f"Writing a simulated market: {len(sessions)} sessions of trades, order book and options")
+        write_full_market(
+            settings.dbn_dir, settings.instrument, [calendar.session(k) for k in sessions], SIMULATED_SEED
+        )
     return settings
 
 

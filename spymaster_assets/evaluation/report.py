@@ -30,7 +30,8 @@ HEADS = {
 class ReportData:
     """What the report shows.
 
-    sessions: keys with signals. coverage: market_files records of those. base_rates: {mode: {delay: {n, reached_1, reached_2}}}. folds:
+    sessions: keys with signals. coverage: market_files records of those.
+    missing_feeds: feeds of the contract that no session has. base_rates: {mode: {delay: {n, reached_1, reached_2}}}. folds:
     calibration reports, oldest first. pooled: `judge` entries of all folds together. skipped: heads without a model, with the reason.
     fold_strip, reliability, label_balance, example_chart: data URIs.
     """
@@ -44,6 +45,7 @@ class ReportData:
     sessions: list[str]
     touches: int
     coverage: list[dict[str, Any]]
+    missing_feeds: list[str]
     base_rates: dict[str, dict[str, dict[str, int]]]
     label_settings: dict[str, Any]
     split_settings: dict[str, Any]

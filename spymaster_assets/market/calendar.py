@@ -137,7 +137,7 @@ def _session(instrument: Instrument, key: str) -> Session:
     closes = time.fromisoformat(instrument.session_close)
     open_day = day - timedelta(days=1) if opens > closes else day
     override = _overrides(instrument.calendar).get(key)
-    proposed = _proposed_close(instrument, key)
+    proposed = proposed_close(instrument, key)
     source = f"exchange_calendars {instrument.calendar}"
     if override is not None:
         proposed, source = time.fromisoformat(override["close"]), f"override: {override['source']}"
@@ -161,7 +161,7 @@ def _session(instrument: Instrument, key: str) -> Session:
     )
 
 
-def _proposed_close(instrument: Instrument, key: str) -> time | None:
+def proposed_close(instrument: Instrument, key: str) -> time | None:
     """Early close of a session in New York wall time, None for a full one."""
     stocks = _library("XNYS")
     stamp = pd.Timestamp(key)
@@ -180,6 +180,11 @@ def _proposed_close(instrument: Instrument, key: str) -> time | None:
     elif stocks.session_close(stamp).tz_convert(NEW_YORK).time() < REGULAR_CLOSE:
         candidates.append(CME_HALF_DAY_CLOSE)
     return min(candidates, default=None)
+
+
+def full_regular_close_ns(key: str) -> int:
+    """16:00 New York of a date, whatever the calendar says of it."""
+    return _ns(date.fromisoformat(key), REGULAR_CLOSE)
 
 
 def _ns(day: date, wall: time) -> int:

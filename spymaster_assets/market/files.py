@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spymaster_assets.errors import MarketDataError, MissingInputError
-from spymaster_assets.market.calendar import Session, TradingCalendar
+from spymaster_assets.market.calendar import Session, TradingCalendar, full_regular_close_ns
 from spymaster_assets.market.contracts import ContractVolume, Front, choose_front, is_outright
 from spymaster_assets.market.dbn import BAR_SECONDS, SCHEMAS, DbnHeader, read_header, read_records, time_field
 from spymaster_assets.market.instruments import Instrument
@@ -66,7 +66,9 @@ class RegisteredFile:
 class SessionFiles:
     """The input of one session.
 
-    observed_until_ns: the input is complete up to here. coverage_*: share of minutes in which the front contract has a record.
+    observed_until_ns: the input is complete up to here. last_regular_ns: time of the last record of regular hours, which for futures are
+    taken to last until 16:00 New York so that a wrong early close shows. coverage_*: share of minutes in which the front contract has
+    a record.
     """
 
     session: str
@@ -76,6 +78,7 @@ class SessionFiles:
     files: tuple[RegisteredFile, ...]
     first_ns: int
     last_ns: int
+    last_regular_ns: int | None
     observed_until_ns: int
     coverage_premarket: float
     coverage_regular: float
@@ -196,6 +199,8 @@ def _register(
     regular = _minutes(times, session.regular_open_ns, session.regular_close_ns)
     premarket = _minutes(times, session.premarket_open_ns, session.regular_open_ns)
     last_ns = int(times[-1]) + BAR_SECONDS.get(schema, 0) * NS
+    latest_ns = full_regular_close_ns(session.key) if instrument.is_future else session.regular_close_ns
+    in_regular = times[(times >= session.regular_open_ns) & (times < latest_ns)]
     return SessionFiles(
         session=session.key,
         symbol=instrument.symbol,
@@ -204,6 +209,7 @@ def _register(
         files=files,
         first_ns=int(times[0]),
         last_ns=last_ns,
+        last_regular_ns=int(in_regular[-1]) + BAR_SECONDS.get(schema, 0) * NS if len(in_regular) else None,
         observed_until_ns=_observed_until([e.header for e, _, _ in parts], last_ns, session),
         coverage_premarket=_share(premarket),
         coverage_regular=_share(regular),

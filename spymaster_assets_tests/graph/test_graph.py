@@ -42,6 +42,9 @@ def test_metadata_that_people_look_at(demo: Demo) -> None:
     wanted = {
         "market_files": {"records", "coverage_regular", "coverage_premarket", "front", "simulated"},
         "ohlcv_bars": {"dagster/row_count", "chart"},
+        "book_snapshots": {"dagster/row_count", "coverage_regular", "crossed_records", "present"},
+        "option_flow": {"dagster/row_count", "coverage_regular", "implied_volatility", "present"},
+        "spot_basis": {"source"},
         "levels": {"dagster/row_count", "rows_by_kind", "rolls"},
         "signals": {"dagster/row_count", "chart", "label_balance", "base_rates", "null_share", "simulated"},
         "sequence_dataset": {"dagster/row_count"},
@@ -84,6 +87,7 @@ def test_groups_and_lineage(demo: Demo) -> None:
     assert set(groups.values()) == {"market", "signals", "datasets", "models", "proof"}
     upstream = {k: {p.to_user_string() for p in graph.get(dg.AssetKey(k)).parent_keys} for k in groups}
     assert upstream["ohlcv_bars"] == {"market_files"}
+    assert {"book_snapshots", "option_flow"} <= upstream["signals"]
     assert "signals" in upstream["split_manifest"]
     assert "split_manifest" in upstream["patchtst_model"]
     assert upstream["walk_forward_report"] == {"calibration_report"}
@@ -118,7 +122,7 @@ def test_one_bad_file_fails_its_session_and_no_other(demo: Demo, tmp_path: Path)
     folder = tmp_path / "dbn"
     shutil.copytree(demo.settings.dbn_dir, folder)
     sessions = all_sessions(demo.settings)[:3]
-    victim = next(p for p in sorted(folder.glob("*.dbn.zst")) if sessions[1].replace("-", "") in p.name)
+    victim = next(p for p in sorted(folder.glob("spy-2*.trades.dbn.zst")) if sessions[1].replace("-", "") in p.name)
     victim.write_bytes(victim.read_bytes()[:-5000])
     settings = replace(demo.settings, root=tmp_path / "root", dbn_dir=folder)
     definitions = build_definitions(settings)
