@@ -30,6 +30,7 @@ def registration(schema: str = "trades", ids: tuple[int, ...] = (1,)) -> Session
         (),
         0,
         0,
+        None,
         S.close_ns,
         1.0,
         1.0,
