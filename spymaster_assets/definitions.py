@@ -48,6 +48,8 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         assets=[a for a in graph if not isinstance(a, dg.AssetChecksDefinition)],
         asset_checks=[c for c in graph if isinstance(c, dg.AssetChecksDefinition)],
         jobs=list(jobs.values()),
+        # most steps take less time than a process of their own would need to start; runs are parallel instead
+        executor=dg.in_process_executor,
         sensors=[nightly_sensor(settings, jobs)],
         resources={
             "artifacts": ArtifactRoot(root=str(settings.root)),

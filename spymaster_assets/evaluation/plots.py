@@ -44,7 +44,7 @@ def session_chart(
     simulated: bool,
 ) -> bytes:
     """One-minute closes with their range, the levels as they were known, and touches coloured by their outcome after 4 minutes."""
-    figure, axes = _figure(9.6, 4.2, simulated)
+    figure, axes = _figure(9.6, 4.2, simulated, (0.55, 0.85, 0.35, 0.35))
     shown = bars_1m
     if signals is not None:
         margin = 45 * 60 * NS
@@ -61,8 +61,11 @@ def session_chart(
         alpha=0.025,
         linewidth=0,
     )
+    if len(close):
+        room = max(0.15 * float(high.max() - low.min()), 1e-9)
+        axes.set_ylim(float(low.min()) - room, float(high.max()) + 1.5 * room)  # walls may lie far away
     if levels is not None:
-        for (kind,), part in levels.filter(pl.col("level_kind_name") != "ROUND").group_by(
+        for (kind,), part in levels.filter(~pl.col("level_kind_name").is_in(["ROUND", "STRIKE"])).group_by(
             "level_kind_name", maintain_order=True
         ):
             part = part.sort("start_ns")
@@ -72,12 +75,15 @@ def session_chart(
                 linewidth=0.9,
                 alpha=0.8,
                 color=LEVEL_COLOURS.get(str(kind)[:2], FAINT),
-                linestyle="-" if str(kind).endswith(("HIGH", "200", "VWAP")) else "--",
+                # a wall jumps from strike to strike: a line would draw prices that it never had
+                linestyle="" if "WALL" in str(kind) else "-" if str(kind).endswith(("HIGH", "200", "VWAP")) else "--",
+                marker="." if "WALL" in str(kind) else "",
+                markersize=1.6,
             )
             axes.annotate(
                 str(kind).replace("_", " ").lower(),
                 (_local([part["start_ns"][-1]])[0], part["level_price_e9"][-1] / 1e9),
-                xytext=(4, 0), textcoords="offset points", fontsize=6.5, color=LEVEL_COLOURS.get(str(kind)[:2], FAINT), va="center",
+                xytext=(4, 0), textcoords="offset points", fontsize=6.5, color=LEVEL_COLOURS.get(str(kind)[:2], FAINT), va="center", annotation_clip=True,
             )  # fmt: skip
     if signals is not None and signals.height:
         for outcome, colour in OUTCOME_COLOURS.items():
@@ -99,7 +105,7 @@ def session_chart(
 
 def label_balance(counts: Mapping[str, Mapping[str, int]], simulated: bool) -> bytes:
     """Share of each outcome per confirmation delay, with counts. counts: {delay: {outcome: rows}}."""
-    figure, axes = _figure(6.4, 0.55 * max(len(counts), 1) + 1.1, simulated)
+    figure, axes = _figure(6.4, 0.55 * max(len(counts), 1) + 1.1, simulated, (0.9, 0.2, 0.3, 0.4))
     for y, (_delay, parts) in enumerate(counts.items()):
         total, left = max(sum(parts.values()), 1), 0.0
         for outcome, colour in OUTCOME_COLOURS.items():
@@ -193,10 +199,17 @@ def gains(names: Sequence[str], values: Sequence[float], title: str, simulated: 
     return _png(figure)
 
 
-def _figure(width: float, height: float, simulated: bool) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+def _figure(
+    width: float, height: float, simulated: bool, margins: tuple[float, float, float, float] | None = None
+) -> tuple[Figure, Axes]:
+    """margins: left, right, bottom, top in inches, for charts that backfills draw by the hundred: solving a layout doubles their time."""
+    figure = Figure(figsize=(width, height), dpi=110, layout=None if margins else "constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    if margins:
+        left, right, bottom, top = margins
+        axes = figure.add_axes((left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height))
+    else:
+        axes = figure.add_subplot()
     _style(axes)
     if simulated:
         figure.text(0.995, 0.992, _MARK, ha="right", va="top", fontsize=7, color=RED, weight="bold")
