@@ -9,7 +9,6 @@ import polars as pl
 from spymaster_assets.assets.common import Made, each_partition
 from spymaster_assets.assets.windows import session_partitions
 from spymaster_assets.errors import MissingInputError
-from spymaster_assets.evaluation import plots
 from spymaster_assets.market.bars import session_bars
 from spymaster_assets.market.files import FileEntry, SessionFiles, register_session
 from spymaster_assets.market.session_truth import session_truth
@@ -107,13 +106,6 @@ def market_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
                     "minutes": minutes.height,
                     "regular_minutes": regular.height,
                     "volume": int(minutes["volume"].sum()),
-                    "chart": dg.MetadataValue.md(
-                        plots.png_markdown(
-                            plots.session_chart(
-                                minutes, None, None, session, f"{settings.symbol} {key}", settings.simulated
-                            )
-                        )
-                    ),
                 },
             )
 

@@ -83,7 +83,8 @@ def session_chart(
             axes.annotate(
                 str(kind).replace("_", " ").lower(),
                 (_local([part["start_ns"][-1]])[0], part["level_price_e9"][-1] / 1e9),
-                xytext=(4, 0), textcoords="offset points", fontsize=6.5, color=LEVEL_COLOURS.get(str(kind)[:2], FAINT), va="center", annotation_clip=True,
+                xytext=(4, 0), textcoords="offset points", fontsize=6.5, color=LEVEL_COLOURS.get(str(kind)[:2], FAINT), va="center",
+                annotation_clip=True,
             )  # fmt: skip
     if signals is not None and signals.height:
         for outcome, colour in OUTCOME_COLOURS.items():

@@ -41,7 +41,7 @@ def test_every_asset_is_materialized_for_every_partition(demo: Demo) -> None:
 def test_metadata_that_people_look_at(demo: Demo) -> None:
     wanted = {
         "market_files": {"records", "coverage_regular", "coverage_premarket", "front", "simulated"},
-        "ohlcv_bars": {"dagster/row_count", "chart"},
+        "ohlcv_bars": {"dagster/row_count", "regular_minutes", "volume"},
         "book_snapshots": {"dagster/row_count", "coverage_regular", "crossed_records", "present"},
         "option_flow": {"dagster/row_count", "coverage_regular", "implied_volatility", "present"},
         "spot_basis": {"source"},
