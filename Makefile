@@ -13,7 +13,7 @@ endif
 UI_DIR = $(or $(SPYMASTER_DATA_DIR),$(shell cat data/.last-demo 2>/dev/null),data)
 export DAGSTER_DISABLE_TELEMETRY := 1
 
-.PHONY: setup demo test ui bench lint clean
+.PHONY: setup demo test nightly ui bench lint clean
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
@@ -31,6 +31,9 @@ test: setup
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest
+
+nightly: setup
+	SPYMASTER_FUZZ=60000 $(BIN)/python -m pytest
 
 ui: setup
 	mkdir -p $(UI_DIR)/dagster_home && cp dagster.yaml $(UI_DIR)/dagster_home/
