@@ -81,6 +81,7 @@ _SKIPPABLE_MAGIC = range(0x184D2A50, 0x184D2A60)
 _MAX_BLOCK = 128 << 10
 _GROWTH = 8 << 20
 _FRAME_HEADER = 18
+_MIN_HEADER, _MAX_HEADER = 120, 1 << 28
 CHUNK_RECORDS = 4096
 """Records that `stream_records` holds at a time: 1.5 MB of mbp-10, which stays in the cache."""
 _REMEDY = "download the file again and compare its size and hash with the vendor's"
@@ -209,9 +210,12 @@ def _parse_header(path: Path, read, compressed: bool) -> DbnHeader:  # type: ign
     version, length = prefix[3], struct.unpack("<I", prefix[4:])[0]
     if version not in (1, 2, 3):
         raise MarketDataError(f"DBN version {version} is unknown", where=str(path), expected="1, 2 or 3")
-    if length > 1 << 28:
+    if not _MIN_HEADER <= length <= _MAX_HEADER:  # the library panics below the fixed fields and five counts
         raise MarketDataError(
-            f"header claims {length} bytes", where=str(path), expected="under 256 MiB", remedy=_REMEDY
+            f"header claims {length} bytes",
+            where=str(path),
+            expected=f"{_MIN_HEADER} bytes to 256 MiB",
+            remedy=_REMEDY,
         )
     body = _read_exactly(path, read, length)
     meta = databento_dbn.Metadata.decode(prefix + body)
