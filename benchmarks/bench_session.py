@@ -43,7 +43,7 @@ def signals_of(folder: Path, session: Session) -> SignalSet:
     assert source is not None
     trades = load_option_trades(source, session)
     flow = option_flow(trades, tape.ts_ns, tape.price_e9, CALENDAR, OptionSettings())
-    options = OptionFeed(flow, source.from_ns, source.until_ns, identity_basis(), SPY.spy_dollar_e9)
+    options = OptionFeed(flow, source.root, source.from_ns, source.until_ns, identity_basis(), SPY.spy_dollar_e9)
     known_ns = registration.observed_until_ns
     levels = build_levels(bars, [], SPY, SignalSettings(), CONTRACT, known_ns, options)
     return build_signals(

@@ -17,18 +17,35 @@ from spymaster_assets.market.bars import session_bars
 from spymaster_assets.market.basis import SpotBasis, identity_basis, measured_basis
 from spymaster_assets.market.book import BookSnapshots, book_from_parquet, book_to_parquet
 from spymaster_assets.market.calendar import Session
-from spymaster_assets.market.feeds import book_files, load_book, load_option_trades, minute_coverage, option_source
+from spymaster_assets.market.feeds import (
+    OptionSource,
+    book_files,
+    load_book,
+    load_open_interest,
+    load_option_trades,
+    minute_coverage,
+    option_source,
+)
 from spymaster_assets.market.files import FileEntry, SessionFiles, register_session
 from spymaster_assets.market.instruments import PRICE_SCALE, Instrument, instrument
+from spymaster_assets.market.options import OpenInterest
 from spymaster_assets.market.tape import load_session_records, load_tape
 from spymaster_assets.partitions import calendar_of
 from spymaster_assets.resources import ArtifactRoot, MarketSource
 from spymaster_assets.settings import OptionSettings, Settings, fingerprint
 from spymaster_assets.signals.context import SessionBars
 from spymaster_assets.signals.options import OptionFeed, flow_from_parquet, flow_to_parquet, option_flow
-from spymaster_assets.store import ArtifactStore, dump_json, file_sha256
+from spymaster_assets.store import Artifact, ArtifactStore, dump_json, file_sha256
 
-BOOK, FLOW, BASIS, ABOUT = "book.parquet", "flow.parquet", "basis.parquet", "feed.json"
+BOOK, FLOW, INTEREST, BASIS, ABOUT = (
+    "book.parquet",
+    "flow.parquet",
+    "open_interest.parquet",
+    "basis.parquet",
+    "feed.json",
+)
+MAX_UNSOLVED_SHARE = 0.2
+"""Share of option trades without a volatility over which the option check warns."""
 MAX_CROSSED_SHARE = 0.01
 """Share of book records with bid at or above ask over which the book check warns."""
 
@@ -139,8 +156,13 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
                 if not own:
                     price_e9 = basis.to_strike_e9(price_e9, ts_ns)
                 trades = load_option_trades(files, session)
-                flow = option_flow(trades, ts_ns, price_e9, calendar, option_settings(settings.option, profile, own))
+                flow = option_flow(trades, ts_ns, price_e9, calendar, option_settings(settings.option, profile, files))
                 content[FLOW] = flow_to_parquet(flow)
+                interest = load_open_interest(files, session)
+                if interest is not None:
+                    buffer = io.BytesIO()
+                    pl.DataFrame(vars(interest)).write_parquet(buffer, compression="zstd", statistics=False)
+                    content[INTEREST] = buffer.getvalue()
                 share, missing = minute_coverage(flow.ts_ns, session)
                 about |= {
                     "schema": files.schema,
@@ -149,6 +171,7 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
                     "until_ns": files.until_ns,
                     "trades": len(trades),
                     "contracts": len(trades.symbols),
+                    "open_interest_contracts": None if interest is None else len(interest.contracts),
                     "implied_volatility": flow.status_counts,
                     "side_known_share": round(float((flow.aggressor != 0).mean()), 6) if len(trades) else None,
                     "coverage_regular": share,
@@ -181,16 +204,18 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
         faults: dict[str, list[str]] = {}
         for key in context.partition_keys:
             about = artifacts.store.load("option_flow", key).json(ABOUT)
-            if about["present"] and about["coverage_regular"] < MIN_REGULAR_COVERAGE:
-                faults[key] = [f"{about['missing_regular_minutes']} regular-hours minutes without an option trade"]
+            if about["present"] and (found := _option_faults(about)):
+                faults[key] = found
         return _warned(faults)
 
     return [book_snapshots, spot_basis, option_flow_, book_is_whole, options_are_covered]
 
 
-def option_settings(option: OptionSettings, profile: Instrument, own: bool) -> OptionSettings:
+def option_settings(
+    option: OptionSettings, profile: Instrument, options: OptionFeed | OptionSource | None
+) -> OptionSettings:
     """Settings with the contract's multiplier: 100 shares, or for options on the future itself what one is worth in SPY shares."""
-    if not (own and profile.is_future):
+    if options is None or options.root != profile.root or not profile.is_future:
         return option
     return replace(option, multiplier=profile.point_value_usd * profile.points_per_spy_dollar**2)
 
@@ -239,12 +264,21 @@ def read_options(store: ArtifactStore, key: str, profile: Instrument) -> tuple[O
     own = about["root"] == profile.root
     feed = OptionFeed(
         flow_from_parquet(artifact.read(FLOW)),
+        about["root"],
         about["from_ns"],
         about["until_ns"],
         identity_basis() if own else read_basis(store, key)[0],
         profile.spy_dollar_e9 if own else PRICE_SCALE,
+        _interest(artifact),
     )
     return feed, artifact.sha256
+
+
+def _interest(artifact: Artifact) -> OpenInterest | None:
+    if INTEREST not in artifact.files:
+        return None
+    frame = pl.read_parquet(io.BytesIO(artifact.read(INTEREST)))
+    return OpenInterest(*(frame[c].to_numpy() for c in ("strike_e9", "is_call", "contracts")))
 
 
 def _underlying(
@@ -285,6 +319,18 @@ def _book_faults(about: dict[str, Any]) -> list[str]:
         faults.append(f"{about['crossed_records']} of {about['records']} records have bid at or above ask")
     if about["reversals"]:
         faults.append(f"{about['reversals']} records were received before their predecessor")
+    return faults
+
+
+def _option_faults(about: dict[str, Any]) -> list[str]:
+    faults = []
+    if about["coverage_regular"] < MIN_REGULAR_COVERAGE:
+        faults.append(f"{about['missing_regular_minutes']} regular-hours minutes without an option trade")
+    unsolved = about["trades"] - about["implied_volatility"]["ok"]
+    if unsolved > MAX_UNSOLVED_SHARE * max(about["trades"], 1):
+        faults.append(
+            f"{unsolved} of {about['trades']} volatilities could not be solved: {about['implied_volatility']}"
+        )
     return faults
 
 

@@ -6,7 +6,7 @@ import dagster as dg
 import polars as pl
 
 from spymaster_assets.assets.common import Made, each_partition
-from spymaster_assets.assets.feeds import read_book, read_options
+from spymaster_assets.assets.feeds import option_settings, read_book, read_options
 from spymaster_assets.assets.market import read_bars
 from spymaster_assets.assets.windows import session_partitions, warmup_window
 from spymaster_assets.contract import load_contract
@@ -127,7 +127,7 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
                 book,
                 options,
                 settings.barrier,
-                settings.option,
+                option_settings(settings.option, settings.instrument, options),
             )
             artifact = artifacts.store.publish(
                 "signals",
@@ -149,18 +149,18 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
                 artifact,
                 {
                     "dagster/row_count": made.frame.height,
+                    "chart": dg.MetadataValue.md(plots.png_markdown(chart)),
                     "feeds": dg.MetadataValue.json(made.metadata["feeds"]),
                     "label_source": made.metadata["label_source"],
                     "label_mode": made.metadata["label_mode"],
                     "label_balance": dg.MetadataValue.md(
                         plots.png_markdown(plots.label_balance(label_counts(made.frame), settings.simulated))
                     ),
-                    "base_rates": dg.MetadataValue.json(made.metadata["base_rates"]),
+                    "base_rates": dg.MetadataValue.md(base_rate_table(made.metadata["base_rates"])),
                     "null_share": dg.MetadataValue.json(
                         {k: v for k, v in made.metadata["null_share"].items() if v > 0}
                     ),
                     "simulated": settings.simulated,
-                    "chart": dg.MetadataValue.md(plots.png_markdown(chart)),
                 },
             )
 
@@ -220,6 +220,16 @@ def read_signals(store: ArtifactStore, key: str) -> tuple[SignalSet, Artifact]:
     artifact = store.load("signals", key)
     name = f"signals_{key}.parquet"
     return signals_from_parquet(artifact.read(name), load_contract(), str(artifact.folder / name)), artifact
+
+
+def base_rate_table(rates: dict[str, dict[str, dict[str, int]]]) -> str:
+    """Markdown table of how often each threshold is reached."""
+    lines = ["| labels | from | n | threshold 1 | threshold 2 |", "|---|---|---|---|---|"]
+    for mode, delays in rates.items():
+        for delay, r in delays.items():
+            shares = [f"{r[k] / r['n']:.1%}" if r["n"] else "" for k in ("reached_1", "reached_2")]
+            lines.append(f"| {mode} | {delay.replace('_', ' ')} | {r['n']} | {shares[0]} | {shares[1]} |")
+    return "\n".join(lines)
 
 
 def label_counts(frame: pl.DataFrame) -> dict[str, dict[str, int]]:

@@ -22,10 +22,12 @@ from spymaster_assets.market.options import (
     CONSOLIDATED_QUOTE_SCHEMAS,
     QUOTED_TRADE_SCHEMAS,
     VENUE_QUOTE_SCHEMAS,
+    OpenInterest,
     OptionTrades,
     option_trades_from_csv,
     option_trades_from_dbn,
     read_definitions,
+    read_open_interest,
 )
 from spymaster_assets.settings import MINUTE_NS, BookSettings
 
@@ -41,6 +43,7 @@ class OptionSource:
     trades: Path
     definitions: Path | None
     quotes: Path | None
+    statistics: Path | None
     root: str
     schema: str
     from_ns: int
@@ -49,7 +52,7 @@ class OptionSource:
     @property
     def files(self) -> tuple[Path, ...]:
         """All of them."""
-        return tuple(p for p in (self.trades, self.definitions, self.quotes) if p is not None)
+        return tuple(p for p in (self.trades, self.definitions, self.quotes, self.statistics) if p is not None)
 
 
 def book_files(entries: Sequence[FileEntry], session: Session, instrument: Instrument) -> tuple[FileEntry, ...]:
@@ -120,6 +123,7 @@ def option_source(
             trades[0].path,
             definition.path,
             quotes[0].path if quotes and header.schema == "trades" else None,
+            next((e.path for e in mine if e.header.schema == "statistics"), None),
             root,
             header.schema,
             max(header.start_ns, session.open_ns),
@@ -134,7 +138,7 @@ def option_source(
             remedy="delete the one that repeats the other",
         )
     # a flat file states no range: it is the whole day's
-    return OptionSource(flat[0], None, None, "SPY", "csv", session.open_ns, session.close_ns) if flat else None
+    return OptionSource(flat[0], None, None, None, "SPY", "csv", session.open_ns, session.close_ns) if flat else None
 
 
 def load_option_trades(source: OptionSource, session: Session) -> OptionTrades:
@@ -145,6 +149,14 @@ def load_option_trades(source: OptionSource, session: Session) -> OptionTrades:
     else:
         trades = option_trades_from_dbn(source.trades, source.definitions, source.root, expiry, source.quotes)
     return trades.take((trades.ts_ns >= session.open_ns) & (trades.ts_ns < session.close_ns))
+
+
+def load_open_interest(source: OptionSource, session: Session) -> OpenInterest | None:
+    """Open interest of the options that expire on the session's day, as published before the regular open; None without the feed."""
+    if source.statistics is None or source.definitions is None:
+        return None
+    definitions = read_definitions(source.definitions, source.root)
+    return read_open_interest(source.statistics, definitions, date.fromisoformat(session.key), session.regular_open_ns)
 
 
 def minute_coverage(ts_ns: NDArray[np.int64], session: Session) -> tuple[float, list[int]]:

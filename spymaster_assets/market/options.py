@@ -53,6 +53,17 @@ QUOTE_DTYPE = _layout(
     bid_px_00=(48, "<i8"), ask_px_00=(56, "<i8"),
 )  # fmt: skip
 """What tbbo, mbp-1, cmbp-1 and cbbo records have in common; 80 bytes in all DBN versions."""
+STATISTICS_DTYPES: dict[int, np.dtype] = {
+    **dict.fromkeys(
+        (1, 2),
+        _layout(
+            64, **_HEAD, ts_recv=(16, "<u8"), quantity=(40, "<i4"), stat_type=(52, "<u2"), update_action=(56, "u1")
+        ),
+    ),
+    3: _layout(80, **_HEAD, ts_recv=(16, "<u8"), quantity=(40, "<i8"), stat_type=(56, "<u2"), update_action=(60, "u1")),
+}
+"""The fields of `statistics` records that are read here, by DBN version."""
+_OPEN_INTEREST, _NEW_STATISTIC = 9, 1
 QUOTED_TRADE_SCHEMAS = {"tbbo": (QUOTE_DTYPE, 0x01), "tcbbo": (QUOTE_DTYPE, 0xC2)}
 """Trades that carry the quote before them."""
 VENUE_QUOTE_SCHEMAS = {"mbp-1": (QUOTE_DTYPE, 0x01)}
@@ -96,6 +107,15 @@ class OptionTrades:
         """The trades that a mask, index array or slice selects; contract indices keep their meaning."""
         arrays = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "symbols"}
         return OptionTrades(**arrays, symbols=self.symbols)
+
+
+@dataclass(frozen=True)
+class OpenInterest:
+    """Contracts open before the session, arrays (k,): strike_e9 in 1e-9 dollars, is_call, contracts."""
+
+    strike_e9: NDArray[np.int64]
+    is_call: NDArray[np.bool_]
+    contracts: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -160,6 +180,26 @@ def _is_underlying(names: NDArray[np.bytes_], root: str) -> NDArray[np.bool_]:
     distinct, inverse = np.unique(names, return_inverse=True)
     pattern = re.compile(re.escape(root) + r"([FGHJKMNQUVXZ]\d{1,2})?")
     return np.array([bool(pattern.fullmatch(name.decode(errors="replace"))) for name in distinct], bool)[inverse]
+
+
+def read_open_interest(path: Path, definitions: OptionDefinitions, expiry: date, until_ns: int) -> OpenInterest:
+    """Open interest of the wanted options of one expiry from a `statistics` file, as last published before until_ns.
+
+    Every venue repeats the same number, so the last one of a contract counts. Raises MarketDataError when the file is damaged.
+    """
+    records = read_records(path, {"statistics": (STATISTICS_DTYPES[read_header(path).version], 0x18)})
+    told = (records["stat_type"] == _OPEN_INTEREST) & (records["update_action"] == _NEW_STATISTIC)
+    records = records[told & (records["ts_recv"] < np.uint64(until_ns))]
+    ids = records["instrument_id"].astype(np.int64)
+    at = np.minimum(np.searchsorted(definitions.instrument_id, ids), max(len(definitions.instrument_id) - 1, 0))
+    mine = np.zeros(len(ids), bool)
+    if len(definitions.instrument_id):
+        mine = (definitions.instrument_id[at] == ids) & definitions.wanted[at]
+        mine &= definitions.expiry[at] == expiry.toordinal()
+    at, quantity = at[mine], records["quantity"][mine].astype(np.int64)
+    # the first of the reversed rows is the last published
+    contract, last = np.unique(at[::-1], return_index=True)
+    return OpenInterest(definitions.strike_e9[contract], definitions.is_call[contract], quantity[::-1][last])
 
 
 def option_trades_from_dbn(

@@ -35,11 +35,13 @@ from spymaster_assets.signals.levels import LevelSet, level_matrix
 from spymaster_assets.signals.options import (
     OptionFeed,
     dealer_features,
+    gamma_flip_e9,
     gamma_ledger,
     gamma_pressure,
     gamma_pressure_accel,
     liquidity_pressure,
     net_break_pressure,
+    open_interest_gamma,
 )
 from spymaster_assets.signals.tape import TapeFeatures, tape_features
 
@@ -175,6 +177,7 @@ def build_signals(
             | ({"side"} if tape is not None and bool((tape.side != 0).any()) else set())
             | ({"book"} if book is not None else set())
             | ({"options"} if options is not None else set())
+            | ({"open_interest"} if options is not None and options.open_interest is not None else set())
         ),
         "rolls": [r.to_json() for r in levels.rolls],
         "null_share": {
@@ -317,7 +320,15 @@ def _option_columns(
     columns: dict[str, Any] = {f.name: getattr(dealers, f.name) for f in fields(dealers)}
     for name in ("fuel_effect", "gamma_bucket"):
         columns[name] = pl.Series(columns[name].tolist(), dtype=pl.String)
+    strike_e9 = options.basis.to_strike_e9(level_e9, t0)
+    flip = gamma_flip_e9(ledger, strike_e9, t0, round(option.flip_range_usd * options.dollar_e9))
+    if options.open_interest is not None:
+        band = round(option.strike_range_usd * options.dollar_e9)
+        columns["open_interest_gamma"] = open_interest_gamma(
+            options.flow, options.open_interest, strike_e9, t0, band, option.multiplier
+        )
     return columns | {
+        "dist_to_gamma_flip": (strike_e9 - flip) / options.dollar_e9,
         "gamma_pressure": gamma_pressure(dealers.gamma_exposure, option),
         "gamma_pressure_accel": gamma_pressure_accel(dealers.gamma_flow_accel_3m, option),
     }

@@ -17,7 +17,7 @@ from spymaster_assets.market.basis import SpotBasis
 from spymaster_assets.market.calendar import Session, TradingCalendar
 from spymaster_assets.market.dbn import UNDEFINED_PRICE
 from spymaster_assets.market.instruments import PRICE_SCALE
-from spymaster_assets.market.options import EPOCH_ORDINAL, OptionTrades
+from spymaster_assets.market.options import EPOCH_ORDINAL, OpenInterest, OptionTrades
 from spymaster_assets.settings import MINUTE_NS, NS, OptionSettings
 
 TRADING_YEAR_S = 252 * 6.5 * 3600
@@ -77,14 +77,16 @@ class OptionFlow:
 
 @dataclass(frozen=True)
 class OptionFeed:
-    """A session's option flow, the time [from_ns, until_ns) that the feed covers, and the way from points to strike dollars."""
+    """A session's flow of options on `root`, the time [from_ns, until_ns) that the feed covers, and the way from points to strikes."""
 
     flow: OptionFlow
+    root: str
     from_ns: int
     until_ns: int
     basis: SpotBasis
     dollar_e9: int
     """One SPY dollar in the unit of the strikes, 1e-9."""
+    open_interest: OpenInterest | None = None
 
     def cut(self, until_ns: int) -> OptionFeed:
         """What had been received before until_ns."""
@@ -588,6 +590,53 @@ def _gamma_flip(strikes, offset, ts, total, reference, t_ns, reach, needed):  # 
             k += 1
         if traded >= needed:
             out[i] = found
+    return out
+
+
+def open_interest_gamma(
+    flow: OptionFlow,
+    interest: OpenInterest,
+    level_e9: NDArray[np.int64],
+    t_ns: NDArray[np.int64],
+    band_e9: int,
+    multiplier: float,
+) -> NDArray[np.float64]:
+    """Share delta per dollar (n,) of the contracts open near each level: open interest x gamma x multiplier, calls plus, puts minus.
+
+    The sign is the usual assumption that dealers are long calls and short puts. A contract's gamma is that of its last trade up to t_ns
+    whose volatility could be solved; contracts without one are left out, and NaN says that there was none at all.
+    """
+    solved = np.isfinite(flow.gamma)
+    key = flow.strike_e9[solved] * 2 + flow.is_call[solved]
+    order = np.argsort(key, kind="stable")
+    wanted = interest.strike_e9 * 2 + interest.is_call
+    first, last = (np.searchsorted(key[order], wanted, side=side) for side in ("left", "right"))
+    weight = np.where(interest.is_call, 1.0, -1.0) * interest.contracts * multiplier
+    return np.asarray(
+        _interest_gamma(
+            flow.ts_ns[solved][order],
+            flow.gamma[solved][order],
+            first,
+            last,
+            interest.strike_e9,
+            weight,
+            level_e9,
+            t_ns,
+            band_e9,
+        )
+    )
+
+
+@njit(cache=True)
+def _interest_gamma(ts, gamma, first, last, strike, weight, level, t_ns, band):  # type: ignore[no-untyped-def]
+    out = np.full(len(level), np.nan)
+    for i in range(len(level)):
+        for c in range(len(strike)):
+            if abs(strike[c] - level[i]) > band:
+                continue
+            k = first[c] + np.searchsorted(ts[first[c] : last[c]], t_ns[i], side="right") - 1
+            if k >= first[c]:
+                out[i] = (0.0 if np.isnan(out[i]) else out[i]) + weight[c] * gamma[k]
     return out
 
 

@@ -81,6 +81,22 @@ def test_simulated_order_book_and_options(all_feeds: Path) -> None:
     cut_twenty_times(all_feeds, "SPY", built, 4)
 
 
+def test_options_on_the_future_itself(tmp_path: Path) -> None:
+    session = CALENDARS["ES"].session("2024-02-01")
+    write_full_market(tmp_path, instrument("ES"), [session], 5, PROFILES["full"].scaled(0.04))
+    built = build_folder(tmp_path, "ES", "2024-02-01", "2024-02-01")[-1]
+    frame = built.signals.frame
+    assert {"book", "options"} <= set(built.signals.metadata["feeds"])
+    opens_ns = session.regular_open_ns
+    assert frame.filter(pl.col("gamma_exposure").is_null())["ts_ns"].to_list() in (
+        [],
+        [opens_ns],
+    )  # no trade before the open
+    assert frame["dist_to_gamma_flip"].drop_nulls().abs().max() <= 6.0
+    assert frame["barrier_state"].null_count() < frame.height / 2
+    assert feed_faults(frame, CONTRACT, set(built.signals.metadata["feeds"])) == []
+
+
 def test_real_bars_on_the_session_after_the_clocks_change(real_data: Path) -> None:
     folder = real_data / "spy-ohlcv-1m"
     cut_twenty_times(folder, "SPY", build_folder(folder, "SPY", "2024-03-06", "2024-03-11"), 1)

@@ -18,7 +18,14 @@ from scipy.optimize import brentq
 
 from spymaster_assets.errors import MarketDataError
 from spymaster_assets.market.dbn import UNDEFINED_PRICE, read_records
-from spymaster_assets.market.options import OptionTrades, quotes_before
+from spymaster_assets.market.options import (
+    STATISTICS_DTYPES,
+    OpenInterest,
+    OptionDefinitions,
+    OptionTrades,
+    quotes_before,
+    read_open_interest,
+)
 from spymaster_assets.settings import MINUTE_NS, NS, OptionSettings
 from spymaster_assets.signals import options as opt
 from spymaster_assets_tests.builders import CALENDARS, session_of
@@ -628,3 +635,56 @@ class TestPressures:
         parts = [np.array([v, 1.0, 0.0]) for v in (0.5, 0.1, -0.3, 0.2, 0.4)]
         assert opt.net_break_pressure(*parts) == pytest.approx([0.18, 1.0, 0.0])
         assert np.isnan(opt.net_break_pressure(*parts[:4], np.array([np.nan, 0, 0]))[0])
+
+
+class TestOpenInterest:
+    def test_gamma_of_what_is_open_equals_a_plain_loop(self) -> None:
+        rng = np.random.default_rng(3)
+        n, strikes = 400, np.arange(498, 504) * 10**9
+        flow = opt.OptionFlow(
+            ts_ns=np.sort(rng.integers(0, 10**6, n)),
+            strike_e9=rng.choice(strikes, n),
+            is_call=rng.random(n) < 0.5,
+            size=np.ones(n, np.int64),
+            aggressor=np.ones(n, np.int8),
+            spot_e9=np.full(n, 500 * 10**9),
+            years=np.full(n, 0.001),
+            volatility=np.full(n, 0.2),
+            iv_status=np.zeros(n, np.int8),
+            delta=np.full(n, 0.5),
+            gamma=np.where(rng.random(n) < 0.2, np.nan, rng.random(n)),
+            vega=np.ones(n),
+            dealer_gamma=np.zeros(n),
+        )
+        interest = OpenInterest(np.repeat(strikes, 2), np.tile([True, False], 6), rng.integers(1, 900, 12))
+        level = rng.choice(strikes, 50) + rng.integers(-3, 3, 50) * 10**8
+        at = rng.integers(-10, 10**6, 50)
+        got = opt.open_interest_gamma(flow, interest, level, at, 2 * 10**9, 100.0)
+        for i in range(50):
+            total = None
+            for strike, call, count in zip(interest.strike_e9, interest.is_call, interest.contracts, strict=True):
+                mine = (
+                    (flow.strike_e9 == strike)
+                    & (flow.is_call == call)
+                    & (flow.ts_ns <= at[i])
+                    & np.isfinite(flow.gamma)
+                )
+                if abs(int(strike) - int(level[i])) <= 2 * 10**9 and mine.any():
+                    total = (total or 0.0) + (1 if call else -1) * count * 100.0 * flow.gamma[mine][-1]
+            assert np.isnan(got[i]) if total is None else got[i] == pytest.approx(total)
+
+    def test_real_statistics_tell_one_number_for_all_venues(self, real_data: Path) -> None:
+        folder = real_data / "dbn-schemas"
+        path = folder / "py-OPRA.PILLAR__test_data.statistics.dbn.zst"
+        records = read_records(path, {"statistics": (STATISTICS_DTYPES[3], 0x18)})
+        number = int(records["instrument_id"][0])
+        day = date(2025, 2, 20)
+        definitions = OptionDefinitions(
+            np.array([number]), np.array([b"X"]), np.array([5 * 10**9]), np.array([True]),
+            np.array([day.toordinal()]), np.array([True]),
+        )  # fmt: skip
+        end_ns = int(records["ts_recv"].max()) + 1
+        found = read_open_interest(path, definitions, day, end_ns)
+        assert found.contracts.tolist() == [57924]
+        assert len(read_open_interest(path, definitions, day, int(records["ts_recv"].min())).contracts) == 0
+        assert len(read_open_interest(path, definitions, date(2025, 2, 21), end_ns).contracts) == 0
