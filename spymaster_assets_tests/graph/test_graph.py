@@ -16,7 +16,15 @@ from mlflow import MlflowClient
 from spymaster_assets.automation.demo import _QUIET
 from spymaster_assets.contract import load_contract
 from spymaster_assets.definitions import build_definitions
-from spymaster_assets.partitions import MODEL_ASSETS, REPORT_ASSET, SESSION_ASSETS, all_sessions, scheduled_asof
+from spymaster_assets.market.simulate import write_market
+from spymaster_assets.partitions import (
+    MODEL_ASSETS,
+    REPORT_ASSET,
+    SESSION_ASSETS,
+    all_sessions,
+    calendar_of,
+    scheduled_asof,
+)
 from spymaster_assets.settings import Settings
 from spymaster_assets.store import ArtifactStore
 from spymaster_assets.tracking import TrackingSettings
@@ -191,3 +199,31 @@ def test_training_assets_are_tracked_under_one_name(demo: Demo, asset: str) -> N
         assert run.data.tags["simulated"] == "true"
         assert run.data.metrics
         assert {"dataset_hash", "git_revision"} <= set(run.data.tags)
+
+
+def test_missing_feeds_are_stated_and_their_columns_null(broken: Settings, tmp_path: Path) -> None:
+    folder = tmp_path / "trades-only"
+    calendar = calendar_of("SPY")
+    keys = all_sessions(broken)[:2]
+    write_market(folder, broken.instrument, [calendar.session(k) for k in keys], 1)
+    settings = replace(broken, dbn_dir=folder, first_session=keys[0], last_session=keys[-1])
+    with dg.instance_for_test() as instance:
+        assert (
+            build_definitions(settings)
+            .resolve_job_def("session_data")
+            .execute_in_process(
+                instance=instance,
+                tags={"dagster/asset_partition_range_start": keys[0], "dagster/asset_partition_range_end": keys[-1]},
+                run_config=_QUIET,
+            )
+            .success
+        )
+    store = ArtifactStore(settings.root)
+    for key in keys:
+        assert store.load("book_snapshots", key).json("feed.json")["present"] is False
+        assert store.load("option_flow", key).json("feed.json")["present"] is False
+        path = store.load("signals", key).path(f"signals_{key}.parquet")
+        frame = pl.read_parquet(path)
+        for column in ("barrier_state", "gamma_exposure", "gamma_bucket", "net_break_pressure"):
+            assert frame[column].null_count() == frame.height > 0
+        assert frame["tape_imbalance"].null_count() < frame.height

@@ -69,12 +69,19 @@ def test_a_flat_file_serves_when_there_is_no_dbn(tmp_path: Path) -> None:
     path = tmp_path / "dbn" / "us_options_opra" / f"{KEY}.csv.gz"
     path.parent.mkdir()
     at = SESSION.regular_open_ns
-    rows = [f"O:SPY240201C00500000,1.5,2,{at + 5},1", f"O:SPY240202C00500000,1.5,2,{at + 6},2", f"O:SPYG240201C00050000,1,1,{at},3"]
+    rows = [
+        f"O:SPY240201C00500000,1.5,2,{at + 5},1",
+        f"O:SPY240202C00500000,1.5,2,{at + 6},2",
+        f"O:SPYG240201C00050000,1,1,{at},3",
+    ]
     path.write_bytes(gzip.compress("\n".join(["ticker,price,size,sip_timestamp,sequence_number", *rows]).encode()))
     source = option_source(scan_folder(tmp_path / "dbn"), tmp_path / "dbn", SESSION, SPY)
     assert source is not None
     trades = load_option_trades(source, SESSION)
-    assert (trades.strike_e9.tolist(), trades.size.tolist()) == ([500 * 10**9], [2])  # today's expiry and the exact root alone
+    assert (trades.strike_e9.tolist(), trades.size.tolist()) == (
+        [500 * 10**9],
+        [2],
+    )  # today's expiry and the exact root alone
 
 
 def test_two_files_of_option_trades_are_refused(folder: Path, tmp_path: Path) -> None:
@@ -125,7 +132,10 @@ class TestBasis:
 
     def test_ratio_is_known_at_the_minutes_end_and_not_before(self) -> None:
         basis = measured_basis(
-            self.ES, self.minutes({1: 5000.0, 2: 5010.0, 20: 5020.0}), self.minutes({1: 499.0, 2: 500.0}), 30 * MINUTE_NS
+            self.ES,
+            self.minutes({1: 5000.0, 2: 5010.0, 20: 5020.0}),
+            self.minutes({1: 499.0, 2: 500.0}),
+            30 * MINUTE_NS,
         )
         assert basis.source == "measured"
         at = np.array([0, MINUTE_NS - 1, MINUTE_NS, 2 * MINUTE_NS, 25 * MINUTE_NS])
