@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
@@ -47,6 +48,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default="trades",
         help="trades: trades alone; small, full: order book and option trades too, at about 0.1 and 5 million book records a session",
     )
+    prove = commands.add_parser(
+        "prove", help="rebuild stored artifacts with another future and compare what was known before it"
+    )
+    prove.add_argument(
+        "--session", action="append", default=[], help="a session to replay (default: the newest with signals)"
+    )
+    prove.add_argument(
+        "--asof", action="append", default=[], help="an as-of session to rebuild (default: the newest with models)"
+    )
+    prove.add_argument("--cuts", type=int, default=16, help="times a session is cut or altered")
+    prove.add_argument("--seed", type=int, default=0)
     commands.add_parser("status", help="which sessions and as-of models are made")
     options = parser.parse_args(arguments)
     try:
@@ -64,12 +76,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
             else:
                 paths = write_full_market(options.folder, profile, market, options.seed, options.profile)
             Console().print(f"{len(keys)} SIMULATED sessions in {options.folder}, {len(paths)} files")
+        elif options.command == "prove":
+            return _prove(resolve(Settings.load()), options)
         else:
             _status(resolve(Settings.load()))
     except SpymasterError as error:
         Console(stderr=True).print(f"[red]{type(error).__name__}[/]: {error}", soft_wrap=True)
         return 1
     return 0
+
+
+def _prove(settings: Settings, options: argparse.Namespace) -> int:
+    from spymaster_assets.automation.prove import prove
+
+    store, console = ArtifactStore(settings.root), Console()
+    named = bool(options.session or options.asof)
+    sessions = options.session or ([] if named else store.keys("signals")[-1:])
+    asofs = options.asof or ([] if named else store.keys("retrieval_index")[-1:])
+    replays = prove(settings, sessions, asofs, options.cuts, options.seed, console)
+    for replay in replays:
+        when = datetime.fromtimestamp(replay.at_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%S.%f UTC")
+        for difference in replay.differences:
+            console.print(f"[red]{replay.future} at {when}[/]: {difference}", soft_wrap=True)
+    failed = sum(bool(r.differences) for r in replays)
+    compared = sum(r.compared for r in replays)
+    console.print(f"{len(replays)} replays, {compared:,} values compared, {failed} replays differ")
+    return 1 if failed else 0
 
 
 def _status(settings: Settings) -> None:

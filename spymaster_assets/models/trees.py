@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
@@ -13,7 +13,7 @@ import polars as pl
 import xgboost as xgb
 from numpy.typing import NDArray
 
-from spymaster_assets.contract import Contract, decision_after_s, load_contract
+from spymaster_assets.contract import Column, Contract, decision_after_s, load_contract
 from spymaster_assets.datasets.matrix import CLASSIFIERS, HEADS, encode, feature_matrix, labelled_rows, target
 from spymaster_assets.errors import ModelError
 from spymaster_assets.evaluation.baselines import logistic_probabilities
@@ -52,11 +52,13 @@ class Bundle:
     def predict(self, frame: pl.DataFrame, contract: Contract) -> NDArray[np.float64]:
         """(n,) probabilities or SPY dollars for signals rows, from the columns that the bundle stores."""
         X, names = encode(frame, [contract[c] for c in self.meta["feature_columns"]])
-        if list(names) != self.meta["features"]:
+        used = self.meta["features"]
+        if not set(used) <= set(names):
             raise ModelError(
                 f"{self.name} was trained on other features", expected=f"contract {self.meta['contract_sha256'][:12]}"
             )
-        return np.asarray(self.booster().predict(xgb.DMatrix(X, feature_names=list(names))), np.float64)
+        X = X[:, [names.index(name) for name in used]]
+        return np.asarray(self.booster().predict(xgb.DMatrix(X, feature_names=used)), np.float64)
 
 
 def bundle_name(head: str, delay: str, stage: str, ablation: str) -> str:
@@ -159,6 +161,9 @@ class BoostedTrees(Model):
             return {**who, "reason": why, "train_rows": len(y), "positives": int(y.sum()) if classifier else None}
         X, names = feature_matrix(rows, contract, stage, delay, ablation)
         X_judged, _ = feature_matrix(judged, contract, stage, delay, ablation)
+        # a column that never varies (a missing feed's) would only dilute the columns that each tree samples
+        varies = _varies(X)
+        X, X_judged, names = X[:, varies], X_judged[:, varies], tuple(np.array(names)[varies].tolist())
         stops_early = len(y_judged) > 0 and (not classifier or len(np.unique(y_judged)) == 2)
         params = {
             "objective": "binary:logistic" if classifier else "reg:absoluteerror",
@@ -194,7 +199,7 @@ class BoostedTrees(Model):
         meta = {
             **who,
             "features": list(names),
-            "feature_columns": [c.name for c in contract.features(stage, delay, ablation)],
+            "feature_columns": _columns_of(names, contract.features(stage, delay, ablation)),
             "decision_after_t0_s": decision_after_s(stage, delay),
             "target": {
                 "tradeable_2": f"tradeable_2_{delay}",
@@ -218,6 +223,20 @@ class BoostedTrees(Model):
             **self.context,
         }
         return Bundle(model, meta)
+
+
+def _varies(X: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Columns (f,) with at least two different values, missing being one."""
+    missing = np.isnan(X)
+    low = np.where(missing, np.inf, X).min(axis=0, initial=np.inf)
+    high = np.where(missing, -np.inf, X).max(axis=0, initial=-np.inf)
+    return np.asarray((low < high) | (missing.any(axis=0) & ~missing.all(axis=0)))
+
+
+def _columns_of(names: Sequence[str], columns: Sequence[Column]) -> list[str]:
+    """Contract columns behind encoded names, text columns being `name=value`."""
+    used = {name.partition("=")[0] for name in names}
+    return [c.name for c in columns if c.name in used]
 
 
 def _too_few(y: NDArray[np.float64], classifier: bool, least: int) -> str | None:
