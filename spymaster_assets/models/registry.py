@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from spymaster_assets.errors import ModelError
 from spymaster_assets.models.base import Model
 
+MODULES = ("spymaster_assets.models.patchtst", "spymaster_assets.models.trees")
+"""Where families register themselves; imported when one is asked for, since torch takes seconds."""
 _FAMILIES: dict[str, type[Model]] = {}
 
 
@@ -25,6 +29,7 @@ def register(family: type[Model]) -> type[Model]:
 
 def get(name: str) -> type[Model]:
     """Family of a name or alias; raise ModelError naming the known ones."""
+    _import_all()
     try:
         return _FAMILIES[name]
     except KeyError:
@@ -33,4 +38,10 @@ def get(name: str) -> type[Model]:
 
 def names() -> list[str]:
     """Names of all families, without aliases, sorted."""
+    _import_all()
     return sorted({f.name for f in _FAMILIES.values()})
+
+
+def _import_all() -> None:
+    for module in MODULES:
+        import_module(module)
