@@ -6,7 +6,7 @@ import dagster as dg
 import polars as pl
 
 from spymaster_assets.assets.common import Made, each_partition
-from spymaster_assets.assets.feeds import option_settings, read_book, read_options
+from spymaster_assets.assets.feeds import option_settings, read_basis, read_book, read_options
 from spymaster_assets.assets.market import read_bars
 from spymaster_assets.assets.windows import session_partitions, warmup_window
 from spymaster_assets.contract import load_contract
@@ -59,6 +59,7 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
                 f"ohlcv_bars[{key}]": own.sha256,
                 "market_files": registered.sha256,
                 "option_flow": options_sha256,
+                "spot_basis": read_basis(artifacts.store, key)[1],
             }
             for earlier in artifacts.store.require("ohlcv_bars", warmup_keys):
                 frame, _ = read_bars(artifacts.store, earlier.key)
@@ -138,6 +139,7 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
                     "market_files": registered.sha256,
                     "book_snapshots": book_sha256,
                     "option_flow": options_sha256,
+                    "spot_basis": read_basis(artifacts.store, key)[1],
                     "contract": contract.sha256,
                 },
             )
