@@ -21,7 +21,14 @@ from spymaster_assets.market.basis import identity_basis
 from spymaster_assets.market.book import BookSnapshots
 from spymaster_assets.market.calendar import Session, TradingCalendar
 from spymaster_assets.market.dbn import OHLCV_DTYPE, TRADE_DTYPE
-from spymaster_assets.market.feeds import book_files, load_book, load_open_interest, load_option_trades, option_source
+from spymaster_assets.market.feeds import (
+    book_files,
+    load_book,
+    load_open_interest,
+    load_option_trades,
+    observed_until_ns,
+    option_source,
+)
 from spymaster_assets.market.files import SessionFiles, register_session, scan_folder
 from spymaster_assets.market.instruments import instrument
 from spymaster_assets.market.tape import SessionTape, load_session_records
@@ -220,7 +227,7 @@ def feeds_of(
         if until_ns is not None:
             trades = trades.take(trades.ts_ns < until_ns)
         flow = option_flow(trades, tape.ts_ns, tape.price_e9, CALENDARS[symbol], OptionSettings())
-        until = source.until_ns if until_ns is None else min(until_ns, source.until_ns)
+        until = observed_until_ns(source, trades, session) if until_ns is None else min(until_ns, source.until_ns)
         options = OptionFeed(
             flow,
             source.root,

@@ -24,6 +24,7 @@ from spymaster_assets.market.feeds import (
     load_open_interest,
     load_option_trades,
     minute_coverage,
+    observed_until_ns,
     option_source,
 )
 from spymaster_assets.market.files import FileEntry, SessionFiles, register_session
@@ -79,8 +80,8 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
             about: dict[str, Any] = {"present": bool(files), "simulated": settings.simulated}
             content: dict[str, bytes] = {}
             if files:
-                front = SessionFiles.from_json(registered.json("files.json")).front_id
-                book = load_book(files, session, front, settings.book)
+                front = SessionFiles.from_json(registered.json("files.json")).front
+                book = load_book(files, session, front.instrument_id, settings.book, front.raw_symbol)
                 content[BOOK] = book_to_parquet(book)
                 about |= book_coverage(book, session) | {"schema": files[0].header.schema}
             artifact = artifacts.store.publish(
@@ -150,7 +151,10 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
             if files is not None:
                 basis, basis_sha256 = read_basis(artifacts.store, key)
                 own = files.root == profile.root
-                inputs |= {"spot_basis": basis_sha256, **{p.name: file_sha256(p) for p in files.files}}
+                inputs |= {
+                    "spot_basis": basis_sha256,
+                    **{p.relative_to(source.folder).as_posix(): file_sha256(p) for p in files.files},
+                }
                 registration = SessionFiles.from_json(registered.json("files.json"))
                 ts_ns, price_e9 = _underlying(artifacts.store, source.folder, registration, session)
                 if not own:
@@ -168,7 +172,7 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
                     "schema": files.schema,
                     "root": files.root,
                     "from_ns": files.from_ns,
-                    "until_ns": files.until_ns,
+                    "until_ns": observed_until_ns(files, trades, session),
                     "trades": len(trades),
                     "contracts": len(trades.symbols),
                     "open_interest_contracts": None if interest is None else len(interest.contracts),
@@ -262,12 +266,15 @@ def read_options(store: ArtifactStore, key: str, profile: Instrument) -> tuple[O
     if not about["present"]:
         return None, artifact.sha256
     own = about["root"] == profile.root
+    basis = identity_basis() if own else read_basis(store, key)[0]
+    if basis.source == "fallback":  # a guessed ratio would put every strike at a wrong price: better no option columns
+        return None, artifact.sha256
     feed = OptionFeed(
         flow_from_parquet(artifact.read(FLOW)),
         about["root"],
         about["from_ns"],
         about["until_ns"],
-        identity_basis() if own else read_basis(store, key)[0],
+        basis,
         profile.spy_dollar_e9 if own else PRICE_SCALE,
         _interest(artifact),
     )

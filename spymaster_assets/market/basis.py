@@ -86,4 +86,6 @@ def measured_basis(
         .drop_nulls()
     )
     ratio = (both["close_e9"] / both["other_e9"]).to_numpy()
+    if not len(ratio):
+        return SpotBasis("fallback", np.empty(0, np.int64), np.empty(0), fixed)
     return SpotBasis("measured", both["end_ns"].to_numpy(), ratio, fixed)

@@ -16,7 +16,7 @@ from spymaster_assets.market.basis import option_roots
 from spymaster_assets.market.book import BookSnapshots, book_snapshots, build_mbp10, snapshots_of_records
 from spymaster_assets.market.calendar import Session
 from spymaster_assets.market.dbn import BOOK_SCHEMAS, read_records
-from spymaster_assets.market.files import FileEntry
+from spymaster_assets.market.files import FileEntry, symbols_of
 from spymaster_assets.market.instruments import Instrument
 from spymaster_assets.market.options import (
     CONSOLIDATED_QUOTE_SCHEMAS,
@@ -33,6 +33,8 @@ from spymaster_assets.settings import MINUTE_NS, BookSettings
 
 BOOK_PREFERENCE = ("mbp-10", "mbo", "mbp-1")
 QUOTE_PREFERENCE = (*CONSOLIDATED_QUOTE_SCHEMAS, *VENUE_QUOTE_SCHEMAS)
+QUIET_MIN = 5
+"""0DTE options of an index fund trade every second: a silence this long before the close is the end of the feed."""
 CSV_SUFFIXES = (".csv", ".csv.gz")
 
 
@@ -63,16 +65,25 @@ def book_files(entries: Sequence[FileEntry], session: Session, instrument: Instr
 
 
 def load_book(
-    files: Sequence[FileEntry], session: Session, instrument_id: int, settings: BookSettings
+    files: Sequence[FileEntry],
+    session: Session,
+    instrument_id: int,
+    settings: BookSettings,
+    raw_symbol: str | None = None,
 ) -> BookSnapshots:
     """Snapshots of one contract over regular hours with their margin; files of consecutive times are joined.
+
+    With raw_symbol each file's own mapping gives the id: another dataset than the tape's numbers its instruments differently.
 
     Raises MarketDataError when a file is damaged or files overlap.
     """
     start_ns = session.regular_open_ns - settings.before_open_min * MINUTE_NS
     end_ns = session.regular_close_ns + settings.after_close_min * MINUTE_NS
     parts = []
+    front_id = instrument_id
     for entry in files:
+        mapped = {name: number for number, name in symbols_of([entry.header], session.key).items()}
+        instrument_id = mapped.get(raw_symbol or "", front_id)
         if entry.header.schema == "mbo":
             orders = read_records(entry.path, {"mbo": BOOK_SCHEMAS["mbo"]})
             records = build_mbp10(orders[orders["instrument_id"] == instrument_id])
@@ -95,7 +106,9 @@ def option_source(
     DBN trades count when a definition file of their dataset defines an option on the root; without DBN files a flat file whose name
     holds the session's date (`YYYY-MM-DD.csv.gz`). Raises MarketDataError when two files claim the session.
     """
-    candidates = [e for e in _overlapping(entries, session) if not e.may_hold(instrument) or not e.header.symbols]
+    # regular hours, not the session: daily files are cut at midnight UTC, which lies inside sessions
+    hours = session.regular_open_ns, session.regular_close_ns
+    candidates = [e for e in entries if e.overlaps(*hours) and (not e.may_hold(instrument) or not e.header.symbols)]
     defined = [e for e in candidates if e.header.schema == "definition"]
     for root, definition in product(option_roots(instrument), defined):
         found = read_definitions(definition.path, root)
@@ -149,6 +162,15 @@ def load_option_trades(source: OptionSource, session: Session) -> OptionTrades:
     else:
         trades = option_trades_from_dbn(source.trades, source.definitions, source.root, expiry, source.quotes)
     return trades.take((trades.ts_ns >= session.open_ns) & (trades.ts_ns < session.close_ns))
+
+
+def observed_until_ns(source: OptionSource, trades: OptionTrades, session: Session) -> int:
+    """Up to when the option feed is complete: the stated end, unless its trades stop well before the regular close."""
+    if not len(trades):
+        return source.from_ns
+    last_ns = int(trades.ts_ns[-1]) + 1
+    stops = last_ns + QUIET_MIN * MINUTE_NS < session.regular_close_ns
+    return min(source.until_ns, last_ns) if stops else source.until_ns
 
 
 def load_open_interest(source: OptionSource, session: Session) -> OpenInterest | None:

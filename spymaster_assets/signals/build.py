@@ -126,9 +126,10 @@ def build_signals(
     option = option or OptionSettings()
     if book is not None:
         no_trades = SessionTape.empty() if tape is None else tape
-        measured_book = barrier_features(
-            book, no_trades, t0, level_e9, sign, instrument, barrier, np.full(len(t0), observed_until_ns)
-        )
+        # a book that stops leaves its later windows unknown; within a minute of its last update it is only quiet
+        book_until_ns = int(book.ts_ns[-1]) + MINUTE_NS if len(book) else 0
+        end_ns = np.full(len(t0), min(observed_until_ns, book_until_ns))
+        measured_book = barrier_features(book, no_trades, t0, level_e9, sign, instrument, barrier, end_ns)
         columns |= _book_columns(measured_book, first_of_cluster, option)
     if options is not None:
         columns |= _option_columns(options.cut(observed_until_ns), t0, level_e9, session, option)
@@ -324,9 +325,8 @@ def _option_columns(
     flip = gamma_flip_e9(ledger, strike_e9, t0, round(option.flip_range_usd * options.dollar_e9))
     if options.open_interest is not None:
         band = round(option.strike_range_usd * options.dollar_e9)
-        columns["open_interest_gamma"] = open_interest_gamma(
-            options.flow, options.open_interest, strike_e9, t0, band, option.multiplier
-        )
+        interest = open_interest_gamma(options.flow, options.open_interest, strike_e9, t0, band, option.multiplier)
+        columns["open_interest_gamma"] = np.where(ledger.covers(t0), interest, np.nan)
     return columns | {
         "dist_to_gamma_flip": (strike_e9 - flip) / options.dollar_e9,
         "gamma_pressure": gamma_pressure(dealers.gamma_exposure, option),

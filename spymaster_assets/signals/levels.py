@@ -205,7 +205,7 @@ def _option_levels(
             np.where(at >= 0, series.price_e9[np.maximum(at, 0)], np.nan) if len(at) and len(series.price_e9) else None
         )
         if price is not None:
-            known = np.isfinite(price)
+            known = np.isfinite(price) & (start_ns <= until_ns)
             points = basis.to_points_e9(price[known], start_ns[known])
             parts.append(_rows(start_ns[known], kind, np.rint(points).astype(np.int64), contract))
     strikes = strike_levels(options.flow, session, settings, until_ns)
@@ -218,7 +218,9 @@ def _option_levels(
         last = np.where(closed >= 0, context["close_e9"].to_numpy()[np.maximum(closed, 0)], 0)
         reach = settings.strike_reach_usd * instrument.spy_dollar_e9
         near = np.abs(points - last[:, None]) <= reach
-        near &= (np.arange(points.shape[1])[None, :] < count[:, None]) & (closed >= 0)[:, None]
+        near &= (np.arange(points.shape[1])[None, :] < count[:, None]) & ((closed >= 0) & (start_ns <= until_ns))[
+            :, None
+        ]
         row, column = np.nonzero(near)
         parts.append(_rows(start_ns[row], "STRIKE", np.rint(points[row, column]).astype(np.int64), contract))
     return parts
