@@ -1,6 +1,7 @@
 """book_snapshots, option_flow, spot_basis: the optional feeds of a session, or the statement that they are missing."""
 
 import io
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -192,12 +193,7 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
         description="Where there is a book: no missing minute, no late start, next to no crossed state.",
     )
     def book_is_whole(context: dg.AssetCheckExecutionContext, artifacts: ArtifactRoot) -> dg.AssetCheckResult:
-        faults: dict[str, list[str]] = {}
-        for key in context.partition_keys:
-            about = artifacts.store.load("book_snapshots", key).json(ABOUT)
-            if about["present"] and (found := _book_faults(about)):
-                faults[key] = found
-        return _warned(faults)
+        return _checked(artifacts.store, "book_snapshots", context.partition_keys, _book_faults)
 
     @dg.asset_check(
         asset=option_flow_,
@@ -205,12 +201,7 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
         description="Where there are option trades: minutes without one, and volatilities that could not be solved.",
     )
     def options_are_covered(context: dg.AssetCheckExecutionContext, artifacts: ArtifactRoot) -> dg.AssetCheckResult:
-        faults: dict[str, list[str]] = {}
-        for key in context.partition_keys:
-            about = artifacts.store.load("option_flow", key).json(ABOUT)
-            if about["present"] and (found := _option_faults(about)):
-                faults[key] = found
-        return _warned(faults)
+        return _checked(artifacts.store, "option_flow", context.partition_keys, _option_faults)
 
     return [book_snapshots, spot_basis, option_flow_, book_is_whole, options_are_covered]
 
@@ -341,7 +332,12 @@ def _option_faults(about: dict[str, Any]) -> list[str]:
     return faults
 
 
-def _warned(faults: dict[str, list[str]]) -> dg.AssetCheckResult:
+def _checked(
+    store: ArtifactStore, asset: str, keys: Sequence[str], faults_of: Callable[[dict[str, Any]], list[str]]
+) -> dg.AssetCheckResult:
+    """Faults of each session that has the feed; a feed that is missing is stated, not warned of."""
+    told = {key: store.load(asset, key).json(ABOUT) for key in keys}
+    faults = {key: found for key, about in told.items() if about["present"] and (found := faults_of(about))}
     return dg.AssetCheckResult(
         passed=not faults, severity=dg.AssetCheckSeverity.WARN, metadata={"faults": dg.MetadataValue.json(faults)}
     )

@@ -16,7 +16,7 @@ from spymaster_assets.market.basis import option_roots
 from spymaster_assets.market.book import BookSnapshots, book_snapshots, build_mbp10, snapshots_of_records
 from spymaster_assets.market.calendar import Session
 from spymaster_assets.market.dbn import BOOK_SCHEMAS, read_records
-from spymaster_assets.market.files import FileEntry, symbols_of
+from spymaster_assets.market.files import FileEntry, minutes_seen, share_seen, symbols_of
 from spymaster_assets.market.instruments import Instrument
 from spymaster_assets.market.options import (
     CONSOLIDATED_QUOTE_SCHEMAS,
@@ -183,12 +183,9 @@ def load_open_interest(source: OptionSource, session: Session) -> OpenInterest |
 
 def minute_coverage(ts_ns: NDArray[np.int64], session: Session) -> tuple[float, list[int]]:
     """Share of regular-hours minutes with an event, and the starts (ns) of those without."""
-    minutes = max(0, (session.regular_close_ns - session.regular_open_ns) // MINUTE_NS)
-    inside = ts_ns[(ts_ns >= session.regular_open_ns) & (ts_ns < session.regular_close_ns)]
-    seen = np.zeros(minutes, bool)
-    seen[(inside - session.regular_open_ns) // MINUTE_NS] = True
+    seen = minutes_seen(ts_ns, session.regular_open_ns, session.regular_close_ns)
     missing = session.regular_open_ns + np.flatnonzero(~seen) * MINUTE_NS
-    return (round(float(seen.mean()), 6) if minutes else 1.0), missing.astype(np.int64).tolist()
+    return share_seen(seen), missing.astype(np.int64).tolist()
 
 
 def _overlapping(entries: Iterable[FileEntry], session: Session) -> list[FileEntry]:

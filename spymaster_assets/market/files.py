@@ -196,8 +196,8 @@ def _register(
     if front is None:
         return None
     times = np.sort(records[field][records["instrument_id"] == front.instrument_id].astype(np.int64))
-    regular = _minutes(times, session.regular_open_ns, session.regular_close_ns)
-    premarket = _minutes(times, session.premarket_open_ns, session.regular_open_ns)
+    regular = minutes_seen(times, session.regular_open_ns, session.regular_close_ns)
+    premarket = minutes_seen(times, session.premarket_open_ns, session.regular_open_ns)
     last_ns = int(times[-1]) + BAR_SECONDS.get(schema, 0) * NS
     latest_ns = full_regular_close_ns(session.key) if instrument.is_future else session.regular_close_ns
     in_regular = times[(times >= session.regular_open_ns) & (times < latest_ns)]
@@ -211,8 +211,8 @@ def _register(
         last_ns=last_ns,
         last_regular_ns=int(in_regular[-1]) + BAR_SECONDS.get(schema, 0) * NS if len(in_regular) else None,
         observed_until_ns=_observed_until([e.header for e, _, _ in parts], last_ns, session),
-        coverage_premarket=_share(premarket),
-        coverage_regular=_share(regular),
+        coverage_premarket=share_seen(premarket),
+        coverage_regular=share_seen(regular),
         missing_regular_minutes=tuple(
             _utc(session.regular_open_ns + int(m) * MINUTE_NS) for m in np.flatnonzero(~regular)
         ),
@@ -317,14 +317,16 @@ def _volumes(
             yield ContractVolume(int(instrument_id), symbol, *(int(s[n]) for s in sums))
 
 
-def _minutes(times: NDArray[np.int64], start_ns: int, end_ns: int) -> NDArray[np.bool_]:
+def minutes_seen(times: NDArray[np.int64], start_ns: int, end_ns: int) -> NDArray[np.bool_]:
+    """Which minutes (m,) of [start_ns, end_ns) hold one of the times (n,)."""
     inside = times[(times >= start_ns) & (times < end_ns)]
     seen = np.zeros(max(0, (end_ns - start_ns) // MINUTE_NS), bool)
     seen[(inside - start_ns) // MINUTE_NS] = True
     return seen
 
 
-def _share(seen: NDArray[np.bool_]) -> float:
+def share_seen(seen: NDArray[np.bool_]) -> float:
+    """Share of minutes that are seen, 1 where there are none to see."""
     return round(float(seen.mean()), 6) if len(seen) else 1.0
 
 
