@@ -93,6 +93,7 @@ class BarrierSettings:
     weak_depth_contracts: int = 50  # F
     baseline_s: int = 1800  # O: trailing, where the original took the whole day and so the future
     baseline_min_snapshots: int = 60  # O: 15 s of a busy book
+    max_gap_s: int = 30  # O: a longer silence is a hole; the ES book of Christmas night 2023 is never silent for 10 s
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ class BarrierFeatures:
     state: index into STATES. added, cancelled, filled, delta_liq: contracts of the size of one ES contract. replenishment_ratio,
     wall_ratio: 1. snapshot_count: usable
     snapshots in the window; pair_count: consecutive ones in both of which the zone is seen; baseline_count: usable snapshots of the
-    baseline. complete: the window was not cut short.
+    baseline. complete: the window was neither cut short nor has it a hole.
     """
 
     state: NDArray[np.int8]
@@ -81,7 +81,8 @@ def barrier_features(
     * wall_ratio is the size per tick of the zone at the last snapshot, from the best price or the level, whichever is nearer to the
       approach, as far as seen, over the size per tick of that side in [start - baseline_s, start);
     * sizes are divided by what the instrument's unit is of an ES contract, so that one set of thresholds serves SPY shares and MES too;
-    * a snapshot whose defending side is empty is not usable, and a touch without a pair of usable ones has no values.
+    * a snapshot whose defending side is empty is not usable, and a touch without a pair of usable ones has no values;
+    * more than max_gap_s without a snapshot that reach into a window are a hole: what was added and lost in it is not known.
     """
     s = settings or BarrierSettings()
     sign = np.ascontiguousarray(direction_sign, np.int64)
@@ -111,9 +112,10 @@ def barrier_features(
     added, cancelled, filled, depth, wall_ticks, snapshots, pairs = measured
     seen = pairs > 0
     units = instrument.units_per_es_contract
+    # in whole contracts, so that rounding does not depend on how much of a loss the trades explain
+    delta = (added - cancelled - filled) / units
+    ratio = added / units / ((cancelled + filled) / units + _EPSILON)
     added, cancelled, filled, depth = (v / units for v in (added, cancelled, filled, depth))
-    delta = added - cancelled - filled
-    ratio = added / (cancelled + filled + _EPSILON)
     baseline, baseline_count = _baseline(book, base_first, base_last, sign, instrument.tick_e9)
     baseline = baseline / units
     usable = seen & (wall_ticks > 0) & (baseline_count >= s.baseline_min_snapshots) & (baseline > 0)
@@ -131,8 +133,26 @@ def barrier_features(
         snapshot_count=snapshots,
         pair_count=pairs,
         baseline_count=baseline_count,
-        complete=np.asarray(stop_ns == full_ns),
+        complete=(stop_ns == full_ns) & _observed(book.ts_ns, first, last, start_ns, stop_ns, s.max_gap_s * NS),
     )
+
+
+def _observed(
+    ts_ns: NDArray[np.int64],
+    first: NDArray[np.int64],
+    last: NDArray[np.int64],
+    start_ns: NDArray[np.int64],
+    stop_ns: NDArray[np.int64],
+    max_gap_ns: int,
+) -> NDArray[np.bool_]:
+    """Whether no silence longer than max_gap_ns reaches into [start, stop), whose snapshots are [first, last), as known at its stop."""
+    if not len(ts_ns):
+        return np.zeros(len(first), bool)
+    holes = np.concatenate([[0], np.cumsum(np.diff(ts_ns) > max_gap_ns)])
+    before = np.maximum(first - 1, 0)
+    final = np.maximum(last - 1, before)
+    begun, goes_on = ts_ns[before] - start_ns <= max_gap_ns, stop_ns - ts_ns[final] <= max_gap_ns
+    return np.asarray((holes[final] == holes[before]) & begun & goes_on)
 
 
 def _whole_buckets(ts_ns: NDArray[np.int64], bucket_ns: int) -> NDArray[np.int64]:
