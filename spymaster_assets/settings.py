@@ -117,6 +117,7 @@ class OptionSettings:
     exposure_norm: float = 100_000.0  # F
     strike_reach_usd: float = 5.0  # O: strikes are levels this far around the last close
     wall_min: int = 5  # F: closed minutes behind a wall
+    max_gap_min: int = 5  # O: a longer silence is a hole; 0DTE options of an index fund trade every second
     strike_min_volume: int = 100  # F: contracts
     delta_liquidity_norm: float = 200.0  # F: contracts, liquidity_pressure
     wall_ratio_norm: float = 2.0  # F: liquidity_pressure

@@ -14,6 +14,7 @@ from spymaster_assets.market.dbn import UNDEFINED_PRICE
 from spymaster_assets.market.instruments import Instrument
 from spymaster_assets.market.tape import SessionTape
 from spymaster_assets.settings import NS, BarrierSettings
+from spymaster_assets.signals.coverage import Coverage
 
 STATES = ("VACUUM", "WALL", "ABSORPTION", "CONSUMED", "WEAK", "NEUTRAL")
 """Barrier states by code, as features.json lists them; code -1 is null."""
@@ -89,7 +90,8 @@ def barrier_features(
     full_ns = start_ns + s.window_s * NS
     stop_ns = full_ns if end_ns is None else np.minimum(full_ns, end_ns)
     first = np.searchsorted(book.ts_ns, start_ns, side="left")
-    last = np.searchsorted(book.ts_ns, _whole_buckets(stop_ns, book.bucket_ns), side="left")
+    last_ns = _whole_buckets(stop_ns, book.bucket_ns)
+    last = np.searchsorted(book.ts_ns, last_ns, side="left")
     base_first = np.searchsorted(book.ts_ns, start_ns - s.baseline_s * NS, side="left")
     base_last = np.maximum(
         base_first, np.searchsorted(book.ts_ns, _whole_buckets(start_ns, book.bucket_ns), side="left")
@@ -133,26 +135,8 @@ def barrier_features(
         snapshot_count=snapshots,
         pair_count=pairs,
         baseline_count=baseline_count,
-        complete=(stop_ns == full_ns) & _observed(book.ts_ns, first, last, start_ns, stop_ns, s.max_gap_s * NS),
+        complete=(stop_ns == full_ns) & Coverage.of(book.ts_ns, s.max_gap_s * NS).unbroken(start_ns, last_ns),
     )
-
-
-def _observed(
-    ts_ns: NDArray[np.int64],
-    first: NDArray[np.int64],
-    last: NDArray[np.int64],
-    start_ns: NDArray[np.int64],
-    stop_ns: NDArray[np.int64],
-    max_gap_ns: int,
-) -> NDArray[np.bool_]:
-    """Whether no silence longer than max_gap_ns reaches into [start, stop), whose snapshots are [first, last), as known at its stop."""
-    if not len(ts_ns):
-        return np.zeros(len(first), bool)
-    holes = np.concatenate([[0], np.cumsum(np.diff(ts_ns) > max_gap_ns)])
-    before = np.maximum(first - 1, 0)
-    final = np.maximum(last - 1, before)
-    begun, goes_on = ts_ns[before] - start_ns <= max_gap_ns, stop_ns - ts_ns[final] <= max_gap_ns
-    return np.asarray((holes[final] == holes[before]) & begun & goes_on)
 
 
 def _whole_buckets(ts_ns: NDArray[np.int64], bucket_ns: int) -> NDArray[np.int64]:
