@@ -240,11 +240,12 @@ def _rows(
     contract: Contract,
     strike_e9: NDArray[np.float64] | None = None,
 ) -> pl.DataFrame:
-    return pl.DataFrame({"start_ns": start_ns, "level_price_e9": price_e9, "strike_e9": strike_e9}).select(
+    return pl.DataFrame({"start_ns": start_ns, "level_price_e9": price_e9}).select(
         pl.col("start_ns").cast(pl.Int64),
         pl.lit(contract.level_codes[kind], dtype=pl.Int8).alias("level_kind"),
         pl.lit(kind).alias("level_kind_name"),
-        pl.col("level_price_e9", "strike_e9").cast(pl.Int64),
+        pl.col("level_price_e9").cast(pl.Int64),
+        pl.lit(None if strike_e9 is None else pl.Series(strike_e9)).cast(pl.Int64).alias("strike_e9"),
     )
 
 

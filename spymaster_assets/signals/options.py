@@ -117,7 +117,7 @@ class GammaLedger:
     def tells(self, after_ns: NDArray[np.int64], t_ns: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether the flow of (after, t] is known, from the feed's start on: as `covers`, for holes that reach into that time."""
         reached = (t_ns >= self.from_ns) & (t_ns < self.until_ns) & (t_ns >= self.first_ns)
-        return reached & self.coverage.unbroken(np.maximum(after_ns, self.from_ns), t_ns)
+        return reached & self.coverage.unbroken(np.maximum(after_ns, self.from_ns), t_ns + 1)
 
 
 @dataclass(frozen=True)
@@ -502,7 +502,8 @@ def flow_from_parquet(data: bytes) -> OptionFlow:
 def gamma_ledger(flow: OptionFlow, from_ns: int, until_ns: int, settings: OptionSettings) -> GammaLedger:
     """Running dealer gamma by strike of the trades received in [from_ns, until_ns), the time the feed covers.
 
-    A silence longer than max_gap_min is a hole: the trades of that time are missing, not absent. A strike's sums are added up in receive order, so that later trades cannot change earlier sums by a bit.
+    A silence longer than max_gap_min is a hole: the trades of that time are missing, not absent. A strike's sums are added up in
+    receive order, so that later trades cannot change earlier sums by a bit.
     """
     first, last = np.searchsorted(flow.ts_ns, [from_ns, until_ns])
     ts_ns, strike = flow.ts_ns[first:last], flow.strike_e9[first:last]

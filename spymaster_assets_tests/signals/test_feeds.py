@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from itertools import product
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise, product
 
 import numpy as np
 import polars as pl
@@ -22,6 +22,7 @@ from spymaster_assets.market.tape import SessionTape, load_session_records
 from spymaster_assets.settings import MINUTE_NS, NS, SignalSettings
 from spymaster_assets.signals.build import SignalSet, build_signals
 from spymaster_assets.signals.context import SessionBars
+from spymaster_assets.signals.coverage import Coverage
 from spymaster_assets.signals.levels import OPTION_KINDS, build_levels
 from spymaster_assets.signals.options import OptionFeed, OptionFlow
 from spymaster_assets_tests.builders import CALENDARS, CONTRACT, VOLATILITY, build_folder, feeds_of
@@ -182,6 +183,57 @@ class TestHolesInTheBook:
             book = self.without(market.book, t0 + after_s * NS, ends_ns + 1)
             at = market.signals(ALL, book).frame.filter(pl.col("ts_ns") == t0)
             assert at["barrier_delta_liq"].is_not_null().any() == seen, after_s
+
+
+OPTIONS = [c.name for c in CONTRACT.columns if set(c.feeds) == {"options"} and c.name != "gamma_bucket"]
+SINCE_THE_OPEN = ("gamma_exposure", "fuel_effect", "gamma_pressure", "dist_to_gamma_flip")
+
+
+def test_a_hole_in_the_options_is_null_while_it_matters(market: Market, everything: SignalSet) -> None:
+    """Ten minutes without a trade: sums since the open stay unknown, flows and walls as long as their windows meet the hole."""
+    hole_ns = market.bars.session.regular_open_ns + 120 * MINUTE_NS
+    resumes_ns = hole_ns + 10 * MINUTE_NS
+    flow = market.options.flow
+    keep = (flow.ts_ns < hole_ns) | (flow.ts_ns >= resumes_ns)
+    cut = OptionFlow(**{f.name: getattr(flow, f.name)[keep] for f in fields(flow)})
+    found = replace(market, options=replace(market.options, flow=cut)).signals(ALL).frame
+    t = pl.col("ts_ns")
+    before = found.filter(t <= hole_ns)
+    assert before.select(OPTIONS).equals(everything.frame.filter(t <= hole_ns).select(OPTIONS))
+    silent = found.filter(t.is_between(hole_ns + 6 * MINUTE_NS, resumes_ns - 1))
+    after = found.filter(t > resumes_ns)
+    assert min(before.height, silent.height, after.height) > 0
+    assert silent.select(OPTIONS).null_count().sum_horizontal().item() == silent.height * len(OPTIONS)
+    assert set(found.filter(t > hole_ns + 6 * MINUTE_NS)["gamma_bucket"]) == {"UNKNOWN"}
+    for name in SINCE_THE_OPEN:
+        assert after[name].null_count() == after.height, name
+    for name, minutes in (("gamma_flow_velocity", 5), ("gamma_flow_impulse", 20), ("wall_confluence", 5)):
+        over = t > resumes_ns + minutes * MINUTE_NS
+        assert after.filter(~over)[name].null_count() == after.filter(~over).height, name
+        assert after.filter(over)[name].null_count() == 0, name
+    rows = ["event_id", "gamma_flow_velocity"]
+    late = everything.frame.filter(t > resumes_ns + 20 * MINUTE_NS).select(rows).join(after, on="event_id")
+    assert late.height > 0
+    # differences of sums that begin elsewhere
+    assert np.allclose(late["gamma_flow_velocity"], late["gamma_flow_velocity_right"], rtol=1e-9, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_coverage_agrees_with_a_plain_loop(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    spoken = np.sort(rng.integers(0, 100, rng.integers(0, 12)))
+    gap = int(rng.integers(1, 20))
+    start = rng.integers(-10, 110, 50)
+    stop = start + rng.integers(1, 40, 50)
+
+    def plain(a: int, b: int) -> bool:
+        known = [s for s in spoken.tolist() if s < b]
+        early, inside = [s for s in known if s <= a], [s for s in known if s > a]
+        chain = [early[-1] if early else a, *inside, b]
+        return bool(known) and all(y - x <= gap for x, y in pairwise(chain))
+
+    found = Coverage.of(spoken, gap).unbroken(start, stop)
+    assert found.tolist() == [plain(int(a), int(b)) for a, b in zip(start, stop, strict=True)]
 
 
 def strike_market(size: int, minutes: int, near: Callable[[int], bool]) -> pl.DataFrame:
