@@ -191,7 +191,7 @@ def main() -> None:
     features_s = math.inf
     for _ in range(repeats + 1):
         start = perf_counter()
-        ledger = gamma_ledger(flow, session.regular_open_ns, session.regular_close_ns)
+        ledger = gamma_ledger(flow, session.regular_open_ns, session.regular_close_ns, settings)
         features = dealer_features(ledger, t0, level, settings)
         features_s = min(features_s, perf_counter() - start)
     some = np.linspace(0, TOUCHES - 1, TOUCH_SAMPLE).astype(np.int64)

@@ -93,6 +93,7 @@ class BarrierSettings:
     weak_depth_contracts: int = 50  # F
     baseline_s: int = 1800  # O: trailing, where the original took the whole day and so the future
     baseline_min_snapshots: int = 60  # O: 15 s of a busy book
+    max_gap_s: int = 30  # O: a longer silence is a hole; the ES book of Christmas night 2023 is never silent for 10 s
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ class OptionSettings:
     exposure_norm: float = 100_000.0  # F
     strike_reach_usd: float = 5.0  # O: strikes are levels this far around the last close
     wall_min: int = 5  # F: closed minutes behind a wall
+    max_gap_min: int = 5  # O: a longer silence is a hole; 0DTE options of an index fund trade every second
     strike_min_volume: int = 100  # F: contracts
     delta_liquidity_norm: float = 200.0  # F: contracts, liquidity_pressure
     wall_ratio_norm: float = 2.0  # F: liquidity_pressure

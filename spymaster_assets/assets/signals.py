@@ -43,7 +43,7 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
             "spot_basis",
         ],
         kinds={"parquet"},
-        code_version=fingerprint(settings.symbol, settings.signal, settings.option, contract.level_codes, "2"),
+        code_version=fingerprint(settings.symbol, settings.signal, settings.option, contract.level_codes, "3"),
         description="Levels as they were known when each regular-hours minute opened, and the minute context behind them; "
         "averages reach over warm-up sessions and are adjusted at contract rolls.",
     )

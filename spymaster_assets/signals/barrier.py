@@ -14,6 +14,7 @@ from spymaster_assets.market.dbn import UNDEFINED_PRICE
 from spymaster_assets.market.instruments import Instrument
 from spymaster_assets.market.tape import SessionTape
 from spymaster_assets.settings import NS, BarrierSettings
+from spymaster_assets.signals.coverage import Coverage
 
 STATES = ("VACUUM", "WALL", "ABSORPTION", "CONSUMED", "WEAK", "NEUTRAL")
 """Barrier states by code, as features.json lists them; code -1 is null."""
@@ -29,7 +30,7 @@ class BarrierFeatures:
     state: index into STATES. added, cancelled, filled, delta_liq: contracts of the size of one ES contract. replenishment_ratio,
     wall_ratio: 1. snapshot_count: usable
     snapshots in the window; pair_count: consecutive ones in both of which the zone is seen; baseline_count: usable snapshots of the
-    baseline. complete: the window was not cut short.
+    baseline. complete: the window was neither cut short nor has it a hole.
     """
 
     state: NDArray[np.int8]
@@ -81,14 +82,16 @@ def barrier_features(
     * wall_ratio is the size per tick of the zone at the last snapshot, from the best price or the level, whichever is nearer to the
       approach, as far as seen, over the size per tick of that side in [start - baseline_s, start);
     * sizes are divided by what the instrument's unit is of an ES contract, so that one set of thresholds serves SPY shares and MES too;
-    * a snapshot whose defending side is empty is not usable, and a touch without a pair of usable ones has no values.
+    * a snapshot whose defending side is empty is not usable, and a touch without a pair of usable ones has no values;
+    * more than max_gap_s without a snapshot that reach into a window are a hole: what was added and lost in it is not known.
     """
     s = settings or BarrierSettings()
     sign = np.ascontiguousarray(direction_sign, np.int64)
     full_ns = start_ns + s.window_s * NS
     stop_ns = full_ns if end_ns is None else np.minimum(full_ns, end_ns)
     first = np.searchsorted(book.ts_ns, start_ns, side="left")
-    last = np.searchsorted(book.ts_ns, _whole_buckets(stop_ns, book.bucket_ns), side="left")
+    last_ns = _whole_buckets(stop_ns, book.bucket_ns)
+    last = np.searchsorted(book.ts_ns, last_ns, side="left")
     base_first = np.searchsorted(book.ts_ns, start_ns - s.baseline_s * NS, side="left")
     base_last = np.maximum(
         base_first, np.searchsorted(book.ts_ns, _whole_buckets(start_ns, book.bucket_ns), side="left")
@@ -111,9 +114,10 @@ def barrier_features(
     added, cancelled, filled, depth, wall_ticks, snapshots, pairs = measured
     seen = pairs > 0
     units = instrument.units_per_es_contract
+    # in whole contracts, so that rounding does not depend on how much of a loss the trades explain
+    delta = (added - cancelled - filled) / units
+    ratio = added / units / ((cancelled + filled) / units + _EPSILON)
     added, cancelled, filled, depth = (v / units for v in (added, cancelled, filled, depth))
-    delta = added - cancelled - filled
-    ratio = added / (cancelled + filled + _EPSILON)
     baseline, baseline_count = _baseline(book, base_first, base_last, sign, instrument.tick_e9)
     baseline = baseline / units
     usable = seen & (wall_ticks > 0) & (baseline_count >= s.baseline_min_snapshots) & (baseline > 0)
@@ -131,7 +135,7 @@ def barrier_features(
         snapshot_count=snapshots,
         pair_count=pairs,
         baseline_count=baseline_count,
-        complete=np.asarray(stop_ns == full_ns),
+        complete=(stop_ns == full_ns) & Coverage.of(book.ts_ns, s.max_gap_s * NS).unbroken(start_ns, last_ns),
     )
 
 

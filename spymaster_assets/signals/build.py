@@ -43,7 +43,7 @@ from spymaster_assets.signals.options import (
     net_break_pressure,
     open_interest_gamma,
 )
-from spymaster_assets.signals.tape import TapeFeatures, tape_features
+from spymaster_assets.signals.tape import TapeFeatures, side_known, tape_features
 
 ATR_SCALED = ("distance", "distance_signed", "dist_to_pm_high", "dist_to_pm_low", "dist_to_sma_200", "dist_to_sma_400",
               "confluence_min_distance", "approach_distance")  # fmt: skip
@@ -113,9 +113,18 @@ def build_signals(
     }
     columns |= _context(touches, levels, session, level, signal, dollar)
     columns |= trend.moving_averages(level, t0, volatility, levels.history, signal, dollar)
-    columns |= _confluence(touches, levels, level, sign, columns, signal, dollar)
+    own_kind = touches["level_kind_name"].to_numpy().astype(str)
+
+    def confluence(weights: dict[str, float]) -> dict[str, NDArray[np.float64]]:
+        others = level_matrix(levels.table, t0, tuple(weights)) / dollar
+        return trend.confluence(level, own_kind, others, weights, signal.confluence_band_usd)
+
+    columns |= confluence(trend.CONFLUENCE_WEIGHTS)
+    columns["confluence_alignment"] = trend.confluence_alignment(
+        sign, columns["dist_to_sma_200"], columns["dist_to_sma_400"], columns["sma_200_slope"], columns["sma_400_slope"]
+    )
     columns |= trend.approach(context, bar, sign, signal.lookback_min)
-    first_of_cluster = _attempts(touches, columns, signal, dollar)
+    first_of_cluster = _attempts(touches, columns, signal, dollar)  # its rows may be hidden: they go at the end
     for name in ATR_SCALED:
         columns[f"{name}_atr"] = columns[name] / (columns["atr"] + trend.EPSILON)
         columns[f"{name}_pct"] = columns[name] / (spot + trend.EPSILON)
@@ -126,21 +135,25 @@ def build_signals(
     option = option or OptionSettings()
     if book is not None:
         no_trades = SessionTape.empty() if tape is None else tape
-        # a book that stops leaves its later windows unknown; within a minute of its last update it is only quiet
-        book_until_ns = int(book.ts_ns[-1]) + MINUTE_NS if len(book) else 0
-        end_ns = np.full(len(t0), min(observed_until_ns, book_until_ns))
+        barrier = barrier or BarrierSettings()
+        end_ns = np.full(len(t0), observed_until_ns)
         measured_book = barrier_features(book, no_trades, t0, level_e9, sign, instrument, barrier, end_ns)
-        columns |= _book_columns(measured_book, first_of_cluster, option)
+        sides_known = side_known(no_trades, t0 + barrier.window_s * NS)
+        columns |= _book_columns(measured_book, sides_known, first_of_cluster, option)
     if options is not None:
-        columns |= _option_columns(options.cut(observed_until_ns), t0, level_e9, session, option)
+        wall_score = confluence(trend.WALL_WEIGHTS)["confluence_weighted_score"]
+        columns |= _option_columns(options.cut(observed_until_ns), t0, level_e9, wall_score, session, option)
     if tape is not None and book is not None and options is not None:
         columns["net_break_pressure"] = net_break_pressure(
             *(columns[f"{name}_pressure"] for name in ("liquidity", "tape", "gamma", "reversion", "confluence"))
         )
 
+    shown = ~touches["hidden"].to_numpy()
+    features = pl.DataFrame(columns, nan_to_null=True).filter(shown)
+    t0, level_e9, level, sign, volatility = (v[shown] for v in (t0, level_e9, level, sign, volatility))
     sigma = _label_sigma(volatility, levels.warmup_sigma)
     limits = lab.thresholds_usd(label, sigma)
-    columns |= {"label_sigma": sigma, "threshold_1": limits[:, 0], "threshold_2": limits[:, 1]}
+    outcomes: dict[str, Any] = {"label_sigma": sigma, "threshold_1": limits[:, 0], "threshold_2": limits[:, 1]}
     path = lab.Path.of_trades(tape) if tape is not None else lab.Path.of_bars(context)
     defined_until_ns = min(session.regular_close_ns, observed_until_ns)
     forward_ns = label.look_forward_s * NS
@@ -150,9 +163,9 @@ def build_signals(
         for delay, seconds in DELAYS_S.items()
     }
     for delay, excursions in measured.items():
-        columns |= lab.label_columns(delay, excursions, sign, limits, level)
+        outcomes |= lab.label_columns(delay, excursions, sign, limits, level)
 
-    frame = pl.DataFrame(columns, nan_to_null=True).with_columns(
+    frame = features.hstack(pl.DataFrame(outcomes, nan_to_null=True)).with_columns(
         pl.lit(session.key).alias("date"),
         pl.lit(instrument.symbol).alias("symbol"),
         pl.lit(instrument_id, dtype=pl.Int64).alias("instrument_id"),
@@ -242,26 +255,6 @@ def _context(
     }
 
 
-def _confluence(
-    touches: pl.DataFrame,
-    levels: LevelSet,
-    level: NDArray[np.float64],
-    sign: NDArray[np.int8],
-    columns: dict[str, Any],
-    signal: SignalSettings,
-    spy_dollar_e9: int,
-) -> dict[str, Any]:
-    kinds = tuple(trend.CONFLUENCE_WEIGHTS)
-    others = level_matrix(levels.table, touches["start_ns"].to_numpy(), kinds) / spy_dollar_e9
-    out: dict[str, Any] = trend.confluence(
-        level, touches["level_kind_name"].to_numpy().astype(str), others, kinds, signal.confluence_band_usd
-    )
-    out["confluence_alignment"] = trend.confluence_alignment(
-        sign, columns["dist_to_sma_200"], columns["dist_to_sma_400"], columns["sma_200_slope"], columns["sma_400_slope"]
-    )
-    return out
-
-
 def _attempts(
     touches: pl.DataFrame, columns: dict[str, Any], signal: SignalSettings, spy_dollar_e9: int
 ) -> NDArray[np.int64]:
@@ -270,8 +263,14 @@ def _attempts(
     level_e9 = touches["level_price_e9"].to_numpy()
     band = round(signal.attempt_band_usd * spy_dollar_e9)
     group = touches["level_kind"].to_numpy().astype(np.int64) * 2 + (touches["direction_sign"].to_numpy() > 0)
-    index, cluster, first = tch.attempts(group, t0, level_e9, signal.attempt_gap_min * MINUTE_NS, band)
-    columns["prior_touches"] = tch.prior_touches(t0, level_e9, band)
+    gap_ns = signal.attempt_gap_min * MINUTE_NS
+    index, cluster, first = tch.attempts(group, t0, level_e9, tch.strikes(touches), gap_ns, band)
+    columns["prior_touches"] = prior = np.zeros(len(t0), np.int32)
+    of_options, hidden = touches["of_options"].to_numpy(), touches["hidden"].to_numpy()
+    for rows, counted in ((~of_options, ~of_options), (of_options, ~hidden)):
+        if rows.any():
+            earlier = tch.prior_touches(t0[counted], level_e9[counted], band)
+            prior[rows & counted] = earlier[rows[counted]]
     columns["attempt_index"] = index
     columns["attempt_cluster_id"] = cluster
     return np.asarray(first)
@@ -294,12 +293,17 @@ def _tape_columns(
     }
 
 
-def _book_columns(barrier: BarrierFeatures, first: NDArray[np.int64], option: OptionSettings) -> dict[str, Any]:
-    """Barrier columns of whole windows; one that the input's end cuts short tells nothing comparable and is null."""
+def _book_columns(
+    barrier: BarrierFeatures, sides_known: NDArray[np.bool_], first: NDArray[np.int64], option: OptionSettings
+) -> dict[str, Any]:
+    """Barrier columns of whole windows; one that is cut short or has a hole tells nothing comparable and is null.
+
+    Without sides a fill cannot be told from a cancellation: the state rests on that, the other columns do not.
+    """
     columns: dict[str, Any] = {
         name: pl.Series(values, dtype=pl.String)
         .to_frame("v")
-        .select(pl.when(pl.Series(barrier.complete)).then("v"))
+        .select(pl.when(pl.Series(barrier.complete & sides_known)).then("v"))
         .to_series()
         if name == "barrier_state"
         else np.where(barrier.complete, values, np.nan)
@@ -314,9 +318,14 @@ def _book_columns(barrier: BarrierFeatures, first: NDArray[np.int64], option: Op
 
 
 def _option_columns(
-    options: OptionFeed, t0: NDArray[np.int64], level_e9: NDArray[np.int64], session: Session, option: OptionSettings
+    options: OptionFeed,
+    t0: NDArray[np.int64],
+    level_e9: NDArray[np.int64],
+    wall_score: NDArray[np.float64],
+    session: Session,
+    option: OptionSettings,
 ) -> dict[str, Any]:
-    ledger = gamma_ledger(options.flow, max(options.from_ns, session.regular_open_ns), options.until_ns)
+    ledger = gamma_ledger(options.flow, max(options.from_ns, session.regular_open_ns), options.until_ns, option)
     dealers = dealer_features(ledger, t0, options.basis.to_strike_e9(level_e9, t0), option, options.dollar_e9)
     columns: dict[str, Any] = {f.name: getattr(dealers, f.name) for f in fields(dealers)}
     for name in ("fuel_effect", "gamma_bucket"):
@@ -326,9 +335,10 @@ def _option_columns(
     if options.open_interest is not None:
         band = round(option.strike_range_usd * options.dollar_e9)
         interest = open_interest_gamma(options.flow, options.open_interest, strike_e9, t0, band, option.multiplier)
-        columns["open_interest_gamma"] = np.where(ledger.covers(t0), interest, np.nan)
+        columns["open_interest_gamma"] = np.where(ledger.tells(t0, t0), interest, np.nan)
     return columns | {
         "dist_to_gamma_flip": (strike_e9 - flip) / options.dollar_e9,
+        "wall_confluence": np.where(ledger.tells(t0 - option.wall_min * MINUTE_NS, t0), wall_score, np.nan),
         "gamma_pressure": gamma_pressure(dealers.gamma_exposure, option),
         "gamma_pressure_accel": gamma_pressure_accel(dealers.gamma_flow_accel_3m, option),
     }

@@ -11,7 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from spymaster_assets.contract import Contract
-from spymaster_assets.errors import MarketDataError
+from spymaster_assets.errors import ArtifactError, MarketDataError
 from spymaster_assets.market.calendar import Session
 from spymaster_assets.market.instruments import Instrument
 from spymaster_assets.settings import MINUTE_NS, OptionSettings, SignalSettings
@@ -28,13 +28,19 @@ from spymaster_assets.signals.context import (
 from spymaster_assets.signals.options import OptionFeed, strike_levels, wall_levels
 from spymaster_assets.store import Artifact, dump_json
 
-LEVEL_COLUMNS = ("start_ns", "level_kind", "level_kind_name", "level_price_e9")
+LEVEL_COLUMNS = ("start_ns", "level_kind", "level_kind_name", "level_price_e9", "strike_e9")
+OPTION_KINDS = ("STRIKE", "CALL_WALL", "PUT_WALL")
+"""Kinds that exist only with an option feed; every other kind is read off the bars."""
 
 
 @dataclass(frozen=True)
 class LevelSet:
     """Levels of one session: `table` (LEVEL_COLUMNS, one row per regular-hours bar and level), `context` (see minute_context),
-    the history behind the averages, rolls in the window and the warm-up volatility ($ per sqrt(minute), None without warm-up)."""
+    the history behind the averages, rolls in the window and the warm-up volatility ($ per sqrt(minute), None without warm-up).
+
+    strike_e9 is the strike, in the options' own 1e-9 dollars, that a level of OPTION_KINDS stands for, else null: where strikes are not
+    quoted in the instrument's points its price moves with the basis while it stays the same strike.
+    """
 
     table: pl.DataFrame
     context: pl.DataFrame
@@ -207,7 +213,7 @@ def _option_levels(
         if price is not None:
             known = np.isfinite(price) & (start_ns <= until_ns)
             points = basis.to_points_e9(price[known], start_ns[known])
-            parts.append(_rows(start_ns[known], kind, np.rint(points).astype(np.int64), contract))
+            parts.append(_rows(start_ns[known], kind, np.rint(points).astype(np.int64), contract, price[known]))
     strikes = strike_levels(options.flow, session, settings, until_ns)
     closed = np.searchsorted(context["end_ns"].to_numpy(), start_ns, side="right").astype(np.int64) - 1
     if len(strikes.price_e9) and len(start_ns):
@@ -222,16 +228,24 @@ def _option_levels(
             :, None
         ]
         row, column = np.nonzero(near)
-        parts.append(_rows(start_ns[row], "STRIKE", np.rint(points[row, column]).astype(np.int64), contract))
+        price = np.rint(points[row, column]).astype(np.int64)
+        parts.append(_rows(start_ns[row], "STRIKE", price, contract, strikes.price_e9[column]))
     return parts
 
 
-def _rows(start_ns: NDArray[np.int64], kind: str, price_e9: NDArray[np.int64], contract: Contract) -> pl.DataFrame:
+def _rows(
+    start_ns: NDArray[np.int64],
+    kind: str,
+    price_e9: NDArray[np.int64],
+    contract: Contract,
+    strike_e9: NDArray[np.float64] | None = None,
+) -> pl.DataFrame:
     return pl.DataFrame({"start_ns": start_ns, "level_price_e9": price_e9}).select(
         pl.col("start_ns").cast(pl.Int64),
         pl.lit(contract.level_codes[kind], dtype=pl.Int8).alias("level_kind"),
         pl.lit(kind).alias("level_kind_name"),
         pl.col("level_price_e9").cast(pl.Int64),
+        pl.lit(None if strike_e9 is None else pl.Series(strike_e9)).cast(pl.Int64).alias("strike_e9"),
     )
 
 
@@ -253,12 +267,20 @@ def levels_to_files(levels: LevelSet, warmup_sessions: Sequence[str]) -> dict[st
 
 
 def levels_from_files(artifact: Artifact) -> LevelSet:
-    """Read a levels artifact back; its hashes are verified on the way."""
+    """Read a levels artifact back; its hashes are verified on the way. Raises ArtifactError when its columns are not LEVEL_COLUMNS."""
     meta = artifact.json("levels.json")
+    table = pl.read_parquet(io.BytesIO(artifact.read("levels.parquet")))
+    if tuple(table.columns) != LEVEL_COLUMNS:
+        raise ArtifactError(
+            f"level table has the columns {', '.join(table.columns)}",
+            where=str(artifact.folder / "levels.parquet"),
+            expected=", ".join(LEVEL_COLUMNS),
+            remedy="materialize levels again",
+        )
     two_minute = pl.read_parquet(io.BytesIO(artifact.read("two_minute.parquet")))
     rolls = tuple(Roll(**r) for r in meta["rolls"])
     return LevelSet(
-        pl.read_parquet(io.BytesIO(artifact.read("levels.parquet"))),
+        table,
         pl.read_parquet(io.BytesIO(artifact.read("context.parquet"))),
         TwoMinuteHistory(two_minute["end_ns"].to_numpy(), two_minute["close_e9"].to_numpy(), rolls),
         rolls,

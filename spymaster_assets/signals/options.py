@@ -19,6 +19,7 @@ from spymaster_assets.market.dbn import UNDEFINED_PRICE
 from spymaster_assets.market.instruments import PRICE_SCALE
 from spymaster_assets.market.options import EPOCH_ORDINAL, OpenInterest, OptionTrades
 from spymaster_assets.settings import MINUTE_NS, NS, OptionSettings
+from spymaster_assets.signals.coverage import Coverage
 
 TRADING_YEAR_S = 252 * 6.5 * 3600
 """Seconds of regular hours in a year."""
@@ -98,7 +99,7 @@ class OptionFeed:
 @dataclass(frozen=True)
 class GammaLedger:
     """Dealer gamma by strike and time: strike_e9 (m,) ascending; trades of strike k are rows offset[k]:offset[k + 1] of ts_ns and
-    total (n,), the running sum of the strike. It knows the trades of [from_ns, until_ns)."""
+    total (n,), the running sum of the strike. It knows the trades of [from_ns, until_ns), but for the holes of `coverage`."""
 
     strike_e9: NDArray[np.int64]
     offset: NDArray[np.int64]
@@ -107,10 +108,16 @@ class GammaLedger:
     from_ns: int
     until_ns: int
     first_ns: int
+    coverage: Coverage
 
     def covers(self, t_ns: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether the feed reaches each time and had told at least one trade by then."""
-        return (t_ns >= self.from_ns) & (t_ns < self.until_ns) & (t_ns >= self.first_ns)
+        """Whether the running sums are known at each time: the feed reaches it, had told at least one trade and has had no hole."""
+        return self.tells(np.full(len(t_ns), self.from_ns), t_ns)
+
+    def tells(self, after_ns: NDArray[np.int64], t_ns: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether the flow of (after, t] is known, from the feed's start on: as `covers`, for holes that reach into that time."""
+        reached = (t_ns >= self.from_ns) & (t_ns < self.until_ns) & (t_ns >= self.first_ns)
+        return reached & self.coverage.unbroken(np.maximum(after_ns, self.from_ns), t_ns + 1)
 
 
 @dataclass(frozen=True)
@@ -492,10 +499,11 @@ def flow_from_parquet(data: bytes) -> OptionFlow:
     return OptionFlow(**{f.name: frame[f.name].to_numpy() for f in fields(OptionFlow)})
 
 
-def gamma_ledger(flow: OptionFlow, from_ns: int, until_ns: int) -> GammaLedger:
+def gamma_ledger(flow: OptionFlow, from_ns: int, until_ns: int, settings: OptionSettings) -> GammaLedger:
     """Running dealer gamma by strike of the trades received in [from_ns, until_ns), the time the feed covers.
 
-    A strike's sums are added up in receive order, so that later trades cannot change earlier sums by a bit.
+    A silence longer than max_gap_min is a hole: the trades of that time are missing, not absent. A strike's sums are added up in
+    receive order, so that later trades cannot change earlier sums by a bit.
     """
     first, last = np.searchsorted(flow.ts_ns, [from_ns, until_ns])
     ts_ns, strike = flow.ts_ns[first:last], flow.strike_e9[first:last]
@@ -510,6 +518,7 @@ def gamma_ledger(flow: OptionFlow, from_ns: int, until_ns: int) -> GammaLedger:
         from_ns=from_ns,
         until_ns=until_ns,
         first_ns=int(ts_ns[0]) if len(ts_ns) else until_ns,
+        coverage=Coverage.of(ts_ns, settings.max_gap_min * MINUTE_NS),
     )
 
 
@@ -645,7 +654,7 @@ class DealerFeatures:
     """Features of touches, arrays (n,): the columns of the groups fuel and dealer_velocity in features.json by their names.
 
     fuel_effect holds None and numbers NaN without coverage, gamma_bucket then says UNKNOWN; a flow whose windows begin before
-    the feed does is NaN too, rather than a sum over a shorter time.
+    the feed does or meet a hole is NaN too, rather than a sum over a shorter time. What sums since the open is NaN from a hole on.
     """
 
     gamma_exposure: NDArray[np.float64]
@@ -671,20 +680,20 @@ def dealer_features(
     dollar_e9: one SPY dollar in the unit of strikes and levels, both 1e-9. See DealerFeatures for what is missing when.
     """
     band = round(settings.strike_range_usd * dollar_e9)
-    covered = ledger.covers(t0_ns)
     held: dict[int, NDArray[np.float64]] = {}
 
     def flow(from_min: int, to_min: int) -> NDArray[np.float64]:
         for minutes in (from_min, to_min):
             if minutes not in held:
                 held[minutes] = net_gamma(ledger, level_e9, t0_ns - minutes * MINUTE_NS, band)
-        whole = t0_ns - from_min * MINUTE_NS >= ledger.from_ns
-        return np.where(covered & whole, held[to_min] - held[from_min], np.nan)
+        after_ns = t0_ns - from_min * MINUTE_NS
+        whole = (after_ns >= ledger.from_ns) & ledger.tells(after_ns, t0_ns)
+        return np.where(whole, held[to_min] - held[from_min], np.nan)
 
     def acceleration(minutes: int) -> NDArray[np.float64]:
         return (flow(minutes, 0) - flow(2 * minutes, minutes)) / minutes
 
-    exposure = np.where(covered, net_gamma(ledger, level_e9, t0_ns, band), np.nan)
+    exposure = np.where(ledger.covers(t0_ns), net_gamma(ledger, level_e9, t0_ns, band), np.nan)
     velocity = flow(settings.flow_min, 0) / settings.flow_min
     baseline = flow(settings.flow_baseline_min, 0) / settings.flow_baseline_min
     flat = np.abs(baseline) <= _FLAT_BASELINE
@@ -722,10 +731,13 @@ def wall_levels(
     """CALL_WALL and PUT_WALL, one price a closed minute of regular hours; until_ns ends the feed early.
 
     A wall is, per right, the strike with the most negative dealer gamma flow over the last wall_min closed minutes (fewer at
-    the open): where customers bought most gamma and dealers are short. None (NaN) where no strike is negative; the lower strike
-    on a tie. Known when the minute closes, from trades received before that.
+    the open): where customers bought most gamma and dealers are short. None (NaN) where no strike is negative or the feed has a hole
+    in those minutes; the lower strike on a tie. Known when the minute closes, from trades received before that.
     """
     edges = _closed_minutes(session, until_ns)
+    heard_ns = flow.ts_ns[flow.ts_ns >= session.regular_open_ns]
+    coverage = Coverage.of(heard_ns, settings.max_gap_min * MINUTE_NS)
+    unbroken = coverage.unbroken(np.maximum(edges - settings.wall_min * MINUTE_NS, session.regular_open_ns), edges)
     out = {}
     for name, right in (("CALL_WALL", flow.is_call), ("PUT_WALL", ~flow.is_call)):
         strikes, table = _by_minute_and_strike(flow, right, flow.dealer_gamma, session.regular_open_ns, len(edges))
@@ -737,7 +749,7 @@ def wall_levels(
         price = np.full(len(edges), np.nan)
         if len(strikes):
             best = rolled.argmin(axis=1)
-            negative = rolled[np.arange(len(edges)), best] < 0
+            negative = (rolled[np.arange(len(edges)), best] < 0) & unbroken
             price[negative] = strikes[best[negative]]
         out[name] = LevelSeries(edges, price)
     return out

@@ -17,7 +17,8 @@ from spymaster_assets.settings import NS, SignalSettings
 class TapeFeatures:
     """Arrays (n,): imbalance [-1, 1], buy and sell volume, velocity $/s, trade count, sweep 0/1.
 
-    NaN in imbalance, volumes and sweep where trades near the level have no known side; NaN velocity below two trades.
+    NaN in imbalance, volumes and sweep where no side was known yet or none of the trades near the level has one; NaN velocity below two
+    trades.
     """
 
     imbalance: NDArray[np.float64]
@@ -54,7 +55,17 @@ def tape_features(
         instrument.sweep_min_notional_usd / instrument.point_value_usd * PRICE_SCALE,
     )
     imbalance, buys, sells, velocity, sweep = values
+    unknown = ~side_known(tape, start_ns + settings.tape_window_s * NS)
+    for of_sides in (imbalance, buys, sells, sweep):
+        of_sides[unknown] = np.nan
     return TapeFeatures(imbalance, buys, sells, velocity, (last - first).astype(np.int64), sweep)
+
+
+def side_known(tape: SessionTape, until_ns: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether a trade whose aggressor is known came before each time (n,): a feed without sides never has one."""
+    sided = tape.side != 0
+    first = int(sided.argmax()) if len(sided) else 0
+    return until_ns > tape.ts_ns[first] if sided.any() else np.zeros(len(until_ns), bool)
 
 
 @njit(cache=True)

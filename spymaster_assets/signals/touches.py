@@ -9,20 +9,34 @@ from numpy.typing import NDArray
 
 from spymaster_assets.market.instruments import Instrument
 from spymaster_assets.settings import MINUTE_NS, SignalSettings
+from spymaster_assets.signals.levels import OPTION_KINDS
 
-STATIC_KINDS = ("ROUND", "STRIKE")
-"""Kinds with many prices at once: each price is a level of its own. Of the other kinds there is one at a time."""
+_THOUSANDTH_E9 = 1_000_000
+_PREFERENCE = (pl.col("level_kind_name") == "ROUND", pl.col("level_kind"))
+_KEY = (
+    pl.when(pl.col("level_kind_name") == "ROUND")
+    .then("tick")
+    .when(pl.col("level_kind_name") == "STRIKE")
+    .then("strike_e9")
+    .otherwise(0)
+)
+"""Tells apart the levels of a kind that has many at once; of the other kinds there is one at a time."""
 
 
 def find_touches(
     table: pl.DataFrame, context: pl.DataFrame, instrument: Instrument, settings: SignalSettings
 ) -> pl.DataFrame:
-    """One row per touch episode: start_ns, level_kind, level_kind_name, level_price_e9, bar (row of `context`), direction_sign.
+    """One row per touch episode: start_ns, level_kind, level_kind_name, level_price_e9, strike_e9, bar (row of `context`), tick,
+    of_options, direction_sign, hidden.
 
     A bar meets a level when low - touch band <= level <= high + touch band. Where kinds share a price in one bar one stands for
     all: the first code, ROUND last, since a strike on a round dollar says more. An episode goes on while contacts come within the
-    cool-down and the level stays within the monitor band of where the episode began; its event is the first contact whose bar closes
-    within the monitor band. The side is that of the last close before the bar that differs from the level (UP: below it).
+    cool-down and the level stays where the episode began: within the monitor band or, for a level of the options, at the same strike
+    whatever the basis makes of its price. Its event is the first contact whose bar closes within the monitor band. The side is that of
+    the last close before the bar that differs from the level (UP: below it).
+
+    Levels of the bars and of the options (of_options) make episodes of their own, so that an option feed does not change what is known
+    of the others; of both families' events at one price in one bar all but one are `hidden`: they count in the history, and are no rows.
     """
     starts = context["start_ns"].to_numpy()
     rows = np.searchsorted(starts, table["start_ns"].to_numpy())
@@ -35,21 +49,24 @@ def find_touches(
     tick = (level[met] + instrument.tick_e9 // 2) // instrument.tick_e9
     contacts = (
         table.filter(met)
-        .with_columns(pl.Series("bar", rows[met]), pl.Series("tick", tick))
-        .sort(pl.col("level_kind_name") == "ROUND", "level_kind", "start_ns", "level_price_e9")
-        .unique(["start_ns", "tick"], keep="first", maintain_order=True)
         .with_columns(
-            pl.when(pl.col("level_kind_name").is_in(STATIC_KINDS)).then(pl.col("tick")).otherwise(0).alias("price_key")
+            pl.Series("bar", rows[met]),
+            pl.Series("tick", tick),
+            pl.col("level_kind_name").is_in(OPTION_KINDS).alias("of_options"),
         )
-        .sort("level_kind", "price_key", "start_ns")
+        .sort(*_PREFERENCE, "start_ns", "level_price_e9")
+        .unique(["of_options", "start_ns", "tick"], keep="first", maintain_order=True)
+        .with_columns(_KEY.alias("key"))
+        .sort("level_kind", "key", "start_ns")
     )
     bar = contacts["bar"].to_numpy()
     price = contacts["level_price_e9"].to_numpy()
     chosen = _episode_events(
         contacts["level_kind"].to_numpy().astype(np.int64),
-        contacts["price_key"].to_numpy().astype(np.int64),
+        contacts["key"].to_numpy().astype(np.int64),
         contacts["start_ns"].to_numpy(),
         price,
+        strikes(contacts),
         np.abs(close[bar] - price) <= monitor,
         settings.cool_down_min * MINUTE_NS,
         monitor,
@@ -58,13 +75,26 @@ def find_touches(
     return (
         contacts.with_columns(pl.Series("direction_sign", sign, dtype=pl.Int8))
         .filter(pl.Series(chosen))
+        .sort(*_PREFERENCE)
+        .with_columns((~pl.struct("start_ns", "tick").is_first_distinct()).alias("hidden"))
         .sort("start_ns", "level_kind", "level_price_e9")
-        .drop("price_key")
+        .drop("key")
     )
 
 
+def strikes(touches: pl.DataFrame) -> NDArray[np.int64]:
+    """strike_e9 (n,) of a level or touch table, 0 for a level that is no strike."""
+    return touches["strike_e9"].fill_null(0).to_numpy()
+
+
+@njit(cache=True, inline="always")
+def _moved(price, strike, i, j, band):  # type: ignore[no-untyped-def]
+    """Whether row i is at another level than row j of its kind: another strike, or a price further than `band` away."""
+    return strike[i] != strike[j] if strike[i] > 0 else abs(price[i] - price[j]) > band
+
+
 @njit(cache=True)
-def _episode_events(kind, key, start_ns, price, inside, cool_down_ns, band):  # type: ignore[no-untyped-def]
+def _episode_events(kind, key, start_ns, price, strike, inside, cool_down_ns, band):  # type: ignore[no-untyped-def]
     """Mask of event rows in contacts sorted by (kind, key, start)."""
     n = len(kind)
     out = np.zeros(n, np.bool_)
@@ -76,11 +106,11 @@ def _episode_events(kind, key, start_ns, price, inside, cool_down_ns, band):  # 
             or kind[i] != kind[i - 1]
             or key[i] != key[i - 1]
             or start_ns[i] - start_ns[i - 1] > cool_down_ns
-            or abs(price[i] - origin) > band
+            or _moved(price, strike, i, origin, band)
         )
         if fresh:
             done = False
-            origin = price[i]
+            origin = i
         if not done and inside[i]:
             out[i] = True
             done = True
@@ -114,11 +144,11 @@ def prior_touches(start_ns, price, band):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def attempts(group, start_ns, price, gap_ns, band):  # type: ignore[no-untyped-def]
+def attempts(group, start_ns, price, strike, gap_ns, band):  # type: ignore[no-untyped-def]
     """(index, cluster, first) of each event in its attempt cluster; rows sorted by time, `group` small codes.
 
-    A new cluster starts after gap_ns or when the level moved by more than `band` from the touch before; `first` is the row
-    of the cluster's first touch.
+    A new cluster starts after gap_ns or when the level moved from the touch before, by more than `band` or (strike above 0) to
+    another strike; `first` is the row of the cluster's first touch.
     """
     n = len(start_ns)
     groups = 0
@@ -130,7 +160,7 @@ def attempts(group, start_ns, price, gap_ns, band):  # type: ignore[no-untyped-d
     first = np.zeros(n, np.int64)
     for i in range(n):
         j = last[group[i]]
-        if j >= 0 and start_ns[i] - start_ns[j] <= gap_ns and abs(price[i] - price[j]) <= band:
+        if j >= 0 and start_ns[i] - start_ns[j] <= gap_ns and not _moved(price, strike, i, j, band):
             index[i], cluster[i], first[i] = index[j] + 1, cluster[j], first[j]
         else:
             index[i], first[i] = 1, i
@@ -140,13 +170,16 @@ def attempts(group, start_ns, price, gap_ns, band):  # type: ignore[no-untyped-d
 
 
 def event_ids(symbol: str, session: str, touches: pl.DataFrame) -> pl.Series:
-    """Deterministic ids `SYMBOL_session_KIND_tick_SIDE_t0`, unique because one price stands for all kinds in a bar."""
+    """Deterministic ids `SYMBOL_session_KIND_tick_SIDE_t0`; of a STRIKE the strike in thousandths, as in option symbols, for the tick."""
     return touches.select(
         pl.concat_str(
             pl.lit(symbol),
             pl.lit(session),
             "level_kind_name",
-            pl.col("tick").cast(pl.String),
+            pl.when(pl.col("level_kind_name") == "STRIKE")
+            .then(pl.col("strike_e9") // _THOUSANDTH_E9)
+            .otherwise("tick")
+            .cast(pl.String),
             pl.when(pl.col("direction_sign") > 0).then(pl.lit("UP")).otherwise(pl.lit("DOWN")),
             pl.col("start_ns").cast(pl.String),
             separator="_",

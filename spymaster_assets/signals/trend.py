@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import polars as pl
 from numba import njit
@@ -21,10 +23,10 @@ CONFLUENCE_WEIGHTS: dict[str, float] = {
     "SMA_200": 0.8,
     "SMA_400": 0.8,
     "VWAP": 0.7,
-    "CALL_WALL": 1.0,
-    "PUT_WALL": 1.0,
 }
-"""Key levels and how much each counts; their sum scales confluence_pressure."""
+"""Key levels of the bars and how much each counts; their sum scales confluence_pressure."""
+WALL_WEIGHTS: dict[str, float] = {"CALL_WALL": 1.0, "PUT_WALL": 1.0}
+"""Key levels of the options: a column of their own, since they exist only with that feed."""
 
 
 def moving_averages(
@@ -56,22 +58,21 @@ def confluence(
     level: NDArray[np.float64],
     own_kind: NDArray[np.str_],
     others: NDArray[np.float64],
-    kinds: tuple[str, ...],
+    weights: Mapping[str, float],
     band_usd: float,
 ) -> dict[str, NDArray[np.float64]]:
-    """Other key levels near the level: `others` is (n, len(kinds)) SPY dollars, NaN where absent; own kind is left out."""
+    """Other key levels near the level: `others` is (n, len(weights)) SPY dollars, NaN where absent; own kind is left out."""
     distance = np.abs(others - level[:, None])
-    distance[own_kind[:, None] == np.array(kinds)[None, :]] = np.nan
+    distance[own_kind[:, None] == np.array(list(weights))[None, :]] = np.nan
     near = distance <= band_usd
-    weights = np.array([CONFLUENCE_WEIGHTS[k] for k in kinds])
-    score = np.where(near, weights * (1.0 - distance / band_usd), 0.0).sum(axis=1)
+    score = np.where(near, np.array(list(weights.values())) * (1.0 - distance / band_usd), 0.0).sum(axis=1)
     some = np.isfinite(distance).any(axis=1)
     nearest = np.where(np.isfinite(distance), distance, np.inf).min(axis=1)
     return {
         "confluence_count": near.sum(axis=1).astype(np.float64),
         "confluence_weighted_score": score,
         "confluence_min_distance": np.where(some, nearest, np.nan),
-        "confluence_pressure": score / sum(CONFLUENCE_WEIGHTS.values()),
+        "confluence_pressure": score / sum(weights.values()),
     }
 
 

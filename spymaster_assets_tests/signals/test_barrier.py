@@ -29,7 +29,7 @@ POINT = 1_000_000_000
 TICK = ES.tick_e9
 LEVEL = 5_000 * POINT
 NONE = int(UNDEFINED_PRICE)
-QUICK = BarrierSettings(baseline_min_snapshots=1)
+QUICK = BarrierSettings(baseline_min_snapshots=1, max_gap_s=300)
 BUCKET = 250_000_000
 
 

@@ -97,14 +97,16 @@ class TestTape:
 
 class TestConfluence:
     def test_weights_decay_with_distance_and_own_kind_is_left_out(self) -> None:
-        kinds = ("PM_HIGH", "VWAP", "OR_LOW")
-        found = trend.confluence(np.array([500.0]), np.array(["VWAP"]), np.array([[500.1, 500.0, 499.0]]), kinds, 0.20)
+        weights = {"PM_HIGH": 1.0, "VWAP": 0.7, "OR_LOW": 0.9}
+        found = trend.confluence(
+            np.array([500.0]), np.array(["VWAP"]), np.array([[500.1, 500.0, 499.0]]), weights, 0.20
+        )
         assert found["confluence_count"][0] == 1
         assert found["confluence_weighted_score"][0] == pytest.approx(1.0 * 0.5)
         assert found["confluence_min_distance"][0] == pytest.approx(0.1)
-        assert found["confluence_pressure"][0] == pytest.approx(0.5 / 9.3)
+        assert found["confluence_pressure"][0] == pytest.approx(0.5 / 2.6)
         alone = trend.confluence(
-            np.array([500.0]), np.array(["VWAP"]), np.array([[np.nan, 500.0, np.nan]]), kinds, 0.20
+            np.array([500.0]), np.array(["VWAP"]), np.array([[np.nan, 500.0, np.nan]]), weights, 0.20
         )
         assert np.isnan(alone["confluence_min_distance"][0])
 
@@ -144,6 +146,7 @@ class TestTouches:
                 "level_kind": pl.Series([codes[r[1]] for r in rows], dtype=pl.Int8),
                 "level_kind_name": [r[1] for r in rows],
                 "level_price_e9": usd(*(r[2] for r in rows)),
+                "strike_e9": pl.Series([None] * len(rows), dtype=pl.Int64),
             }
         ).sort("start_ns", "level_kind", "level_price_e9")
 
@@ -184,7 +187,12 @@ class TestTouches:
     def test_attempts_restart_after_a_gap_or_a_move(self) -> None:
         start = np.array([0, 5, 21, 22, 23], np.int64) * MIN
         index, cluster, first = tch.attempts(
-            np.array([0, 0, 0, 1, 0]), start, usd(500, 500.05, 500.05, 500.05, 500.2), 15 * MIN, round(0.1e9)
+            np.array([0, 0, 0, 1, 0]),
+            start,
+            usd(500, 500.05, 500.05, 500.05, 500.2),
+            np.zeros(5, np.int64),
+            15 * MIN,
+            round(0.1e9),
         )
         assert index.tolist() == [1, 2, 1, 1, 1]
         assert cluster.tolist() == [1, 1, 2, 1, 3]

@@ -139,7 +139,7 @@ def test_invariants_contract_and_bytes(simulated: Path, real_data: Path) -> None
             assert data == signals_to_parquet(built.signals)
             again = signals_from_parquet(data, CONTRACT)
             assert again.frame.equals(frame)
-            assert again.metadata["schema_version"] == "2.0.0"
+            assert again.metadata["schema_version"] == CONTRACT.schema_version
             assert again.metadata["contract_sha256"] == CONTRACT.sha256
 
 

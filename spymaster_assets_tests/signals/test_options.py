@@ -347,7 +347,7 @@ class TestDealerFeatures:
         flow = random_flow(seed, 900)
         t0, level = touches(seed + 100, 60)
         from_ns, until_ns = OPEN + seed * MINUTE_NS, OPEN + 55 * MINUTE_NS
-        found = opt.dealer_features(opt.gamma_ledger(flow, from_ns, until_ns), t0, level, S)
+        found = opt.dealer_features(opt.gamma_ledger(flow, from_ns, until_ns, S), t0, level, S)
         effects = set()
         for n in range(len(t0)):
             expected = plain_features(flow, from_ns, until_ns, int(t0[n]), int(level[n]))
@@ -373,7 +373,7 @@ class TestDealerFeatures:
             strike_e9=np.array([602, 598, 597, 600]) * DOLLAR,
             dealer_gamma=np.array([1.0, 2.0, 4.0, 8.0]),
         )
-        ledger = opt.gamma_ledger(flow, OPEN, CLOSE)
+        ledger = opt.gamma_ledger(flow, OPEN, CLOSE, S)
         t, level = np.array([OPEN - 1, OPEN + 9, OPEN + 10, OPEN + 11]), np.full(4, 600 * DOLLAR)
         assert opt.net_gamma(ledger, level, t, 2 * DOLLAR).tolist() == [0.0, 1.0, 3.0, 11.0]
         assert opt.net_gamma(ledger, level - 1, t, 2 * DOLLAR).tolist() == [0.0, 0.0, 2.0, 10.0]
@@ -382,14 +382,14 @@ class TestDealerFeatures:
         flow = random_flow(1, 50, span_min=10)
         level = np.array([600, 600, 600, 500]) * DOLLAR
         t0 = np.array([OPEN - MINUTE_NS, OPEN + 30 * MINUTE_NS, OPEN + 10 * MINUTE_NS, OPEN + 10 * MINUTE_NS])
-        f = opt.dealer_features(opt.gamma_ledger(flow, OPEN, OPEN + 30 * MINUTE_NS), t0, level, S)
+        f = opt.dealer_features(opt.gamma_ledger(flow, OPEN, OPEN + 30 * MINUTE_NS, S), t0, level, S)
         assert np.isnan(f.gamma_exposure).tolist() == [True, True, False, False]
         assert f.gamma_exposure[3] == 0.0
         assert f.fuel_effect[[0, 1, 3]].tolist() == [None, None, "NEUTRAL"]
         assert f.gamma_bucket[[0, 1, 3]].tolist() == ["UNKNOWN", "UNKNOWN", "LONG_GAMMA"]
         assert np.isfinite(f.gamma_flow_velocity).tolist() == [False, False, True, True]
         assert np.isnan(f.gamma_flow_impulse).all(), "twenty minutes before have not been seen yet"
-        nothing = opt.gamma_ledger(random_flow(1, 0), OPEN, CLOSE)
+        nothing = opt.gamma_ledger(random_flow(1, 0), OPEN, CLOSE, S)
         assert np.isnan(opt.dealer_features(nothing, t0, level, S).gamma_exposure).all()
         assert np.isnan(opt.gamma_flip_e9(nothing, level, t0, 5 * DOLLAR)).all()
 
@@ -400,7 +400,7 @@ class TestDealerFeatures:
             strike_e9=np.array([598, 599, 601, 603, 620]) * DOLLAR,
             dealer_gamma=np.array([-5.0, 3.0, 9.0, -1.0, -9.0]),
         )
-        ledger = opt.gamma_ledger(flow, OPEN, CLOSE)
+        ledger = opt.gamma_ledger(flow, OPEN, CLOSE, S)
         t, at = OPEN + np.arange(4), np.full(4, 600 * DOLLAR)
         found = opt.gamma_flip_e9(ledger, at, t, 5 * DOLLAR)
         assert np.isnan(found[:2]).all(), "two strikes are too few, though their signs differ"
@@ -523,7 +523,7 @@ def test_nothing_after_t0_matters(seed: int) -> None:
     seen = []
     for option, ts, price in variants:
         flow = opt.option_flow(option, ts, price, SPY, S)
-        ledger = opt.gamma_ledger(flow, OPEN, CLOSE)
+        ledger = opt.gamma_ledger(flow, OPEN, CLOSE, S)
         features = opt.dealer_features(ledger, at, level, S)
         early = flow.ts_ns <= t0
         columns = [getattr(flow, f.name)[early].tobytes() for f in fields(flow)]
@@ -604,7 +604,7 @@ def test_gamma_of_a_real_chain(real_data: Path) -> None:
 
     level = np.array([685.0, 690.0, 692.3, 695.0, 700.0])
     t0 = np.full(5, int(trades.ts_ns[-1]))
-    ledger = opt.gamma_ledger(flow, session.regular_open_ns, session.regular_close_ns)
+    ledger = opt.gamma_ledger(flow, session.regular_open_ns, session.regular_close_ns, S)
     found = opt.dealer_features(ledger, t0, np.rint(level * DOLLAR).astype(np.int64), S)
     expected = [
         sum(
