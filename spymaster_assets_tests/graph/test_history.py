@@ -76,10 +76,26 @@ def test_a_window_that_is_declared_too_short_is_told(found: pl.DataFrame) -> Non
 def test_changes_by_hand() -> None:
     t0 = np.array([10, 11, 14]) * MINUTE_NS
     stored = CONTRACT.conform(
-        pl.DataFrame({"event_id": ["a", "b", "c"], "ts_ns": t0, "atr": [1.0, 2.0, 3.0], "sma_200": [None, 5.0, 6.0]})
+        pl.DataFrame(
+            {
+                "event_id": ["a", "b", "c", "d"],
+                "ts_ns": [*t0, t0[-1]],
+                "level_price_e9": [1, 2, 3, 4],
+                "atr": [1.0, 2.0, 3.0, 4.0],
+                "sma_200": [None, 5.0, 6.0, 7.0],
+            }
+        )
     )
     replayed = CONTRACT.conform(
-        pl.DataFrame({"event_id": ["b", "c"], "ts_ns": t0[1:], "atr": [2.5, 3.0], "sma_200": [5.0, None]})
+        pl.DataFrame(  # the level of d has another price: another touch
+            {
+                "event_id": ["b", "c", "d"],
+                "ts_ns": [*t0[1:], t0[-1]],
+                "level_price_e9": [2, 3, 5],
+                "atr": [2.5, 3.0, 0.0],
+                "sma_200": [5.0, None, 0.0],
+            }
+        )
     )
     rows = changes(stored, replayed, Past(int(t0[0])), np.arange(20) * MINUTE_NS, CONTRACT)
     atr, sma = (rows.filter(pl.col("feature") == f) for f in ("atr", "sma_200"))
