@@ -29,12 +29,28 @@ _DTYPES: dict[str, pl.DataType] = {
     "float64": pl.Float64(),
     "bool": pl.Boolean(),
 }
+_HISTORY = re.compile(r"^(?:(?P<count>\d+)(?P<unit>min|bars)|(?P<whole>session|warmup))$")
 _KNOWN_AT = re.compile(r"^(t0|t1_(?P<delay>\w+?))(\+(?P<seconds>\d+)s)?$")
 
 
 @dataclass(frozen=True)
+class History:
+    """How far before t0 a feature's input reaches, beyond what its level needs: `count` minutes or one-minute bars of the session, the
+    whole session up to t0, or the warm-up sessions too (unit 'minutes', 'bars', 'session', 'warmup')."""
+
+    text: str
+    unit: str
+    count: int
+
+    @property
+    def reaches(self) -> bool:
+        """Whether anything before t0 is needed."""
+        return self.unit in ("session", "warmup") or self.count > 0
+
+
+@dataclass(frozen=True)
 class Column:
-    """One column of the signals table; `known_after_s` is seconds after t0."""
+    """One column of the signals table; `known_after_s` is seconds after t0; ids and labels have no history."""
 
     name: str
     role: str
@@ -47,6 +63,7 @@ class Column:
     feeds: tuple[str, ...]
     description: str
     values: tuple[str, ...] = ()
+    history: History | None = None
 
 
 @dataclass(frozen=True)
@@ -165,6 +182,18 @@ def known_after_s(known_at: str) -> int:
     return (DELAYS_S[match["delay"]] if match["delay"] else 0) + int(match["seconds"] or 0)
 
 
+def history_of(text: str) -> History:
+    """Parse a history such as '0min', '14bars', 'session' or 'warmup'; raise ContractError on anything else."""
+    match = _HISTORY.match(text)
+    if not match:
+        raise ContractError(
+            f"cannot read history {text!r}", where="features.json", expected="0min, 14bars, session or warmup"
+        )
+    if match["whole"]:
+        return History(text, match["whole"], 0)
+    return History(text, {"min": "minutes", "bars": "bars"}[match["unit"]], int(match["count"]))
+
+
 @cache
 def load_contract(path: Path = FEATURES_PATH) -> Contract:
     """Parse and check a features.json; raise ContractError naming the first entry that is wrong."""
@@ -215,11 +244,14 @@ def _column(entry: dict[str, Any], feeds: dict[str, str]) -> Column:
         )
     if odd := set(entry["feeds"]) - set(feeds):
         raise ContractError(f"unknown feeds {sorted(odd)}", where=where, expected=", ".join(feeds))
+    if ("history" in entry) != (entry["role"] in ("feature", "context")):
+        raise ContractError("features and contexts declare their history, other columns have none", where=where)
     return Column(
-        **{k: v for k, v in entry.items() if k not in ("feeds", "values")},
+        **{k: v for k, v in entry.items() if k not in ("feeds", "values", "history")},
         known_after_s=known_after_s(entry["known_at"]),
         feeds=tuple(entry["feeds"]),
         values=tuple(entry.get("values", ())),
+        history=history_of(entry["history"]) if "history" in entry else None,
     )
 
 
