@@ -29,12 +29,13 @@ from spymaster_assets.settings import MINUTE_NS, SplitSettings
 from spymaster_assets_tests.builders import CALENDARS, build_folder, concat
 
 SESSIONS = CALENDARS["SPY"].sessions("2024-01-02", "2024-06-28")
-HALF_DAYS = [CALENDARS["SPY"].session(k) for k in CALENDARS["SPY"].sessions("2024-11-20", "2024-12-10")]
+HALF_DAYS = [CALENDARS["SPY"].session(k) for k in CALENDARS["SPY"].sessions("2024-11-22", "2024-12-06")]
 """Two weeks around the half day after Thanksgiving, 2024-11-29."""
 DAY_MIN = 24 * 60
+WINDOWS = st.sampled_from(["rolling", "expanding"])
 SCHEDULES = st.builds(
     SplitSettings,
-    window=st.sampled_from(["rolling", "expanding"]),
+    window=WINDOWS,
     train_sessions=st.integers(1, 30),
     validation_sessions=st.integers(1, 8),
     embargo_sessions=st.integers(0, 3),
@@ -88,30 +89,38 @@ def test_the_schedule_tests_each_session_once_and_never_one_that_was_learnt_from
 
 
 @st.composite
-def touches(draw: st.DrawFn) -> list[tuple[str, int, int]]:
-    """(session, decision_ns, label_known_ns) of rows around a half day.
+def folds_with_rows(draw: st.DrawFn) -> tuple[SplitSettings, int, list[tuple[str, int, int]]]:
+    """A schedule, the number of its as-of session, and (session, decision_ns, label_known_ns) of rows around a half day.
 
     Sessions may be empty or reach into each other's hours; labels take no time, minutes or days, or end when another row decides.
     """
-    one = st.tuples(
-        st.integers(0, len(HALF_DAYS) - 1),
-        st.integers(1, 389),
-        st.sampled_from([0, 0, 0, 0, -1, 1, 3]),
-        st.sampled_from([0, 16, 390, DAY_MIN, 4 * DAY_MIN, None]),
+    s = SplitSettings(*(draw(x) for x in (WINDOWS, st.integers(1, 3), st.integers(1, 2), st.integers(0, 2))))
+    asof = min(s.history_sessions + draw(st.integers(0, 2)), len(HALF_DAYS) - 1)
+    # most sessions keep their hours
+    shift_days = draw(st.lists(st.sampled_from([0, 0, 0, -1, 1, 4]), min_size=asof + 1, max_size=asof + 1))
+    drawn = draw(
+        st.lists(
+            st.tuples(
+                st.integers(0, asof),
+                st.integers(1, 389),
+                st.sampled_from([0, 16, 390, DAY_MIN, 4 * DAY_MIN, None, None]),
+                st.integers(0, 9),
+            ),
+            min_size=8,
+            max_size=24,
+        )
     )
-    drawn = draw(st.lists(one, max_size=30))
     decided = []
-    for at, minute, days, _ in drawn:
-        session = HALF_DAYS[at]
-        ns = min(session.regular_open_ns + minute * MINUTE_NS, session.regular_close_ns)
-        decided.append(ns + days * DAY_MIN * MINUTE_NS)
-    times = sorted({*decided, *(s.regular_open_ns for s in HALF_DAYS)})
+    for at, minute, _, _ in drawn:
+        ns = min(HALF_DAYS[at].regular_open_ns + minute * MINUTE_NS, HALF_DAYS[at].regular_close_ns)
+        decided.append(ns + shift_days[at] * DAY_MIN * MINUTE_NS)
+    ends = sorted({*decided, HALF_DAYS[asof].regular_open_ns})
     rows = []
-    for n, (at, _, _, minutes) in enumerate(drawn):
-        later = [t for t in times if t >= decided[n]]
-        known = later[len(later) // 3] if minutes is None and later else decided[n] + (minutes or 0) * MINUTE_NS
-        rows.append((HALF_DAYS[at].key, decided[n], known))
-    return rows
+    for (at, _, minutes, n), ns in zip(drawn, decided, strict=True):
+        later = [t for t in ends if t >= ns]
+        known = later[n % len(later)] if minutes is None else ns + minutes * MINUTE_NS
+        rows.append((HALF_DAYS[at].key, ns, known))
+    return s, asof, rows
 
 
 def as_table(rows: Sequence[tuple[str, int, int]]) -> pl.DataFrame:
@@ -136,23 +145,13 @@ def kept_by_definition(
 
 
 @settings(max_examples=2000, deadline=None, derandomize=True)
-@given(
-    rows=touches(),
-    s=st.builds(
-        SplitSettings,
-        window=st.sampled_from(["rolling", "expanding"]),
-        train_sessions=st.integers(1, 5),
-        validation_sessions=st.integers(1, 3),
-        embargo_sessions=st.integers(0, 2),
-        retrain_every_sessions=st.integers(1, 3),
-    ),
-    ahead=st.integers(0, 5),
-)
+@given(drawn=folds_with_rows())
 def test_purge_and_embargo_equal_their_definition(
-    rows: list[tuple[str, int, int]], s: SplitSettings, ahead: int
+    drawn: tuple[SplitSettings, int, list[tuple[str, int, int]]],
 ) -> None:
+    s, asof, rows = drawn
     keys = [d.key for d in HALF_DAYS]
-    session = HALF_DAYS[min(s.history_sessions + ahead, len(keys) - 1)]
+    session = HALF_DAYS[asof]
     first_ns = session.regular_open_ns
     roles = roles_by_walking(keys, session.key, s)
     kept = kept_by_definition(rows, roles, first_ns)
