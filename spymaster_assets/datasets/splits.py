@@ -15,7 +15,7 @@ from spymaster_assets.settings import NS, SplitSettings
 
 TIMES = ("event_id", "date", "decision_ns", "label_known_ns")
 """Columns that say which row of which session decided when, and when all its labels were complete."""
-_LISTS = ("train", "validation", "test", "embargoed", "purged")
+_SESSIONS = ("train", "validation", "test", "embargoed")
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,15 @@ class SplitManifest:
     def from_json(cls, raw: dict[str, Any]) -> SplitManifest:
         """Inverse of `to_json`; raise SplitError when a field is missing, unknown or of another shape, or the fold is out of order."""
         try:
-            fields: dict[str, Any] = {k: tuple(v) if k in _LISTS else v for k, v in raw.items()}
+            fields: dict[str, Any] = {k: tuple(v) if k in (*_SESSIONS, "purged") else v for k, v in raw.items()}
+            if not all(isinstance(s, str) for name in _SESSIONS for s in fields[name]):
+                raise ValueError("sessions are texts")
+            if not all(isinstance(p["event_id"], str) for p in fields["purged"]):
+                raise ValueError("purged rows are named by event_id")
+            if type(fields["first_test_decision_ns"]) is not int:
+                raise ValueError("first_test_decision_ns is a whole number")
             return cls(**fields)
-        except (TypeError, ValueError, AttributeError, KeyError) as error:
+        except (AttributeError, KeyError, OSError, OverflowError, TypeError, ValueError) as error:
             raise SplitError(f"not a split manifest: {error}", remedy="materialize split_manifest again") from error
 
 

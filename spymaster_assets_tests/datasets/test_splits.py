@@ -26,7 +26,7 @@ from spymaster_assets.errors import SplitError
 from spymaster_assets.market.instruments import instrument
 from spymaster_assets.market.simulate import write_market
 from spymaster_assets.settings import MINUTE_NS, SplitSettings
-from spymaster_assets_tests.builders import CALENDARS, build_folder, concat
+from spymaster_assets_tests.builders import CALENDARS, FOLD, build_folder, concat
 
 SESSIONS = CALENDARS["SPY"].sessions("2024-01-02", "2024-06-28")
 HALF_DAYS = [CALENDARS["SPY"].session(k) for k in CALENDARS["SPY"].sessions("2024-11-22", "2024-12-06")]
@@ -280,7 +280,21 @@ def test_disorder_is_refused(change: dict, message: str) -> None:
         SplitManifest.from_json({**good.to_json(), **change})
 
 
-@pytest.mark.parametrize("raw", [{}, {"asof": "2024-02-05"}, {"colour": "red"}])
-def test_what_is_no_manifest_is_refused(raw: dict) -> None:
-    with pytest.raises(SplitError, match="not a split manifest"):
-        SplitManifest.from_json(raw)
+def test_what_is_no_manifest_is_refused() -> None:
+    good = FOLD.to_json()
+    assert SplitManifest.from_json(good) == FOLD
+    for change in (
+        {"train": [20240102]},
+        {"train": 5},
+        {"purged": ["0-001"]},
+        {"purged": [{"part": "train"}]},
+        {"first_test_decision_ns": "soon"},
+        {"first_test_decision_ns": 10**30},
+        {"asof": None},
+        {"colour": "red"},
+    ):
+        with pytest.raises(SplitError, match=r"not a split manifest|test starts on"):
+            SplitManifest.from_json({**good, **change})
+    for name in ("asof", "train", "purged", "first_test_decision_ns"):
+        with pytest.raises(SplitError, match="not a split manifest"):
+            SplitManifest.from_json({k: v for k, v in good.items() if k != name})
