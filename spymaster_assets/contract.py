@@ -172,6 +172,11 @@ def decision_after_s(stage: str, delay: str) -> int:
     return STAGE_A_DECISION_S if stage == "A" else DELAYS_S[delay]
 
 
+def decision_column(stage: str, delay: str) -> str:
+    """Id column that holds the decision time of a stage for the labels of a confirmation delay."""
+    return "decision_ns" if stage == "A" else f"confirm_ts_ns_{delay}"
+
+
 def known_after_s(known_at: str) -> int:
     """Seconds after t0 of a known-at text such as 't0', 't0+60s', 't1_4min' or 't1_4min+480s'."""
     match = _KNOWN_AT.match(known_at)
@@ -214,6 +219,11 @@ def parse_contract(raw: dict[str, Any], text: str) -> Contract:
         raise ContractError(f"delays_s {raw['delays_s']} differ from the settings {DELAYS_S}", where="features.json")
     look_forward_s = LabelSettings().look_forward_s
     for column in columns:
+        if column.role == "feature" and column.stage == "A" and column.known_after_s > STAGE_A_DECISION_S:
+            raise ContractError(
+                f"feature {column.name} of stage A is known at {column.known_at}",
+                expected="t0+60s or earlier, or stage B",
+            )
         if column.role == "label" and not column.name.startswith("anchor_spot"):
             delay = column.name.rsplit("_", 1)[1]
             if column.known_after_s != DELAYS_S[delay] + look_forward_s:

@@ -15,6 +15,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from spymaster_assets.contract import load_contract
+from spymaster_assets.datasets.splits import SplitManifest
 from spymaster_assets.errors import MissingInputError
 from spymaster_assets.market.bars import session_bars
 from spymaster_assets.market.basis import identity_basis
@@ -32,7 +33,15 @@ from spymaster_assets.market.feeds import (
 from spymaster_assets.market.files import SessionFiles, register_session, scan_folder
 from spymaster_assets.market.instruments import instrument
 from spymaster_assets.market.tape import SessionTape, load_session_records
-from spymaster_assets.settings import BookSettings, LabelSettings, OptionSettings, SignalSettings
+from spymaster_assets.settings import (
+    DELAYS_S,
+    MINUTE_NS,
+    NS,
+    BookSettings,
+    LabelSettings,
+    OptionSettings,
+    SignalSettings,
+)
 from spymaster_assets.signals.build import SignalSet, build_signals
 from spymaster_assets.signals.context import SessionBars
 from spymaster_assets.signals.levels import LevelSet, build_levels
@@ -112,6 +121,39 @@ def dbn_bytes(
     ).encode()
     data = bytes(header) + records.tobytes()
     return zstandard.ZstdCompressor().compress(data) if compress else data
+
+
+def touch_times(dates: Sequence[str]) -> dict[str, NDArray[np.int64]]:
+    """Time columns of touches on these dates, one a minute from 15:00 UTC on, their labels complete 16 minutes later."""
+    day_ns = np.array(dates, "datetime64[ns]").astype(np.int64)
+    ts_ns = day_ns + (15 * 60 + np.arange(len(dates)) % 240) * MINUTE_NS
+    return {
+        "ts_ns": ts_ns,
+        "decision_ns": ts_ns + MINUTE_NS,
+        **{f"confirm_ts_ns_{d}": ts_ns + s * NS for d, s in DELAYS_S.items()},
+        "label_known_ns": ts_ns + 16 * MINUTE_NS,
+    }
+
+
+MONTH_OF_SEED = {0: "2024-01", 1: "2024-02"}
+"""Rows that models learn from are drawn with seed 0, rows that stop them early with seed 1, rows that they are asked about with others."""
+
+
+def dates_of(n: int, seed: int) -> list[str]:
+    """Dates of n rows drawn with a seed: the 2nd to the 11th of the month of its part, in order."""
+    return [f"{MONTH_OF_SEED.get(seed, '2024-03')}-{2 + i * 10 // n:02d}" for i in range(n)]
+
+
+FOLD = SplitManifest(
+    asof="2024-03-02",
+    window="rolling",
+    train=tuple(f"2024-01-{d:02d}" for d in range(2, 12)),
+    validation=tuple(f"2024-02-{d:02d}" for d in range(2, 12)),
+    test=tuple(f"2024-03-{d:02d}" for d in range(2, 12)),
+    embargoed=(),
+    first_test_decision_ns=int(touch_times(["2024-03-02"])["decision_ns"][0]),
+)
+"""The fold of rows that are dated by `dates_of`."""
 
 
 def session_of(symbol: str, key: str) -> Session:

@@ -11,6 +11,7 @@ import pytest
 from spymaster_assets.contract import FEATURES_PATH, known_after_s, load_contract, parse_contract
 from spymaster_assets.datasets.matrix import encode, feature_matrix, labelled_rows, target
 from spymaster_assets.errors import ContractError
+from spymaster_assets_tests.builders import touch_times
 
 CONTRACT = load_contract()
 RAW = json.loads(FEATURES_PATH.read_text())
@@ -103,13 +104,22 @@ def test_violations_are_found() -> None:
 
 
 def test_encode_makes_one_hot_columns_from_the_contract() -> None:
-    frame = pl.DataFrame({"direction": ["UP", None], "atr": [0.5, None], "is_first_15m": [True, None]})
-    X, names = encode(frame, [CONTRACT[n] for n in ("direction", "atr", "is_first_15m")])
+    days = ["2024-01-02", "2024-01-03"]
+    frame = pl.DataFrame(
+        {
+            "event_id": ["a", "b"],
+            **touch_times(days),
+            "direction": ["UP", None],
+            "atr": [0.5, None],
+            "is_first_15m": [True, None],
+        }
+    )
+    X, names = encode(frame, CONTRACT, ("direction", "atr", "is_first_15m"), "A", "4min")
     assert names == ("direction=UP", "direction=DOWN", "atr", "is_first_15m")
     assert X[0].tolist() == [1.0, 0.0, 0.5, 1.0]
     assert all(v != v for v in X[1].tolist())
     with pytest.raises(ContractError, match="lacks spot"):
-        encode(frame, [CONTRACT["spot"]])
+        encode(frame, CONTRACT, ["spot"], "A", "4min")
 
 
 def test_rows_and_targets_of_each_head() -> None:
@@ -118,6 +128,7 @@ def test_rows_and_targets_of_each_head() -> None:
         pl.DataFrame(
             {
                 "event_id": list("abcde"),
+                **touch_times(["2024-01-02"] * 5),
                 "outcome_4min": outcomes,
                 "tradeable_2_4min": [True, True, False, None, True],
                 "strength_signed_4min": [2.0, -2.0, 0.1, None, 3.0],

@@ -14,7 +14,6 @@ from spymaster_assets.datasets.splits import SplitManifest
 from spymaster_assets.evaluation import plots
 from spymaster_assets.models.base import SequenceData
 from spymaster_assets.models.trees import BoostedTrees
-from spymaster_assets.partitions import calendar_of
 from spymaster_assets.resources import ArtifactRoot, Trackers
 from spymaster_assets.retrieval.index import build_index
 from spymaster_assets.settings import Settings, fingerprint
@@ -25,7 +24,6 @@ from spymaster_assets.tracking import run_name, track
 def model_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecksDefinition]:
     """Assets of the group 'models' for one deployment."""
     contract = load_contract()
-    calendar = calendar_of(settings.symbol)
     window = training_window(settings)
     common: dict[str, Any] = {
         "partitions_def": session_partitions(settings),
@@ -46,7 +44,7 @@ def model_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
         **common,
         deps=["split_manifest", dg.AssetDep("sequence_dataset", partition_mapping=window)],
         kinds={"pytorch", "huggingface"},
-        code_version=fingerprint(settings.patchtst, settings.sequence, contract.sha256, "1"),
+        code_version=fingerprint(settings.patchtst, settings.sequence, contract.sha256, "2"),
         description="PatchTST over the bars before each touch with late static fusion: BREAK or BOUNCE, and strength.",
     )
     def patchtst_model(
@@ -84,7 +82,7 @@ def model_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
                     "provenance": provenance(),
                 }
                 model = PatchTST(settings.patchtst, described)
-                report = model.fit(train, validation)
+                report = model.fit(train, validation, split)
                 for epoch, (a, b) in enumerate(
                     zip(report.history["train_loss"], report.history["validation_loss"], strict=True)
                 ):
@@ -114,7 +112,7 @@ def model_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
         **common,
         deps=["split_manifest", dg.AssetDep("signals", partition_mapping=window)],
         kinds={"xgboost"},
-        code_version=fingerprint(settings.tree, contract.sha256, "1"),
+        code_version=fingerprint(settings.tree, contract.sha256, "2"),
         description="XGBoost heads tradeable_2, direction and strength at 2, 4, 8 minutes, stage A (known at the touch) and B (known "
         "at confirmation); a head with too few positives is skipped with its reason.",
     )
@@ -152,7 +150,7 @@ def model_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
                     "provenance": provenance(),
                 }
                 model = BoostedTrees(settings.tree, described)
-                report = model.fit(train, validation)
+                report = model.fit(train, validation, split)
                 files = model.save()
                 run.log_metrics(flat_metrics(report.metrics))
                 for file, data in sorted(files.items()):
@@ -202,13 +200,7 @@ def model_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
                 params={"retrieval": _plain(settings.retrieval), "split": _plain(settings.split), "asof": key},
                 tags=tags(split, data_sha256),
             ) as run:
-                index = build_index(
-                    rows,
-                    contract,
-                    settings.retrieval,
-                    calendar.session(key).regular_open_ns,
-                    settings.label.primary_delay,
-                )
+                index = build_index(rows, split, contract, settings.retrieval, settings.label.primary_delay)
                 files = index.save()
                 run.log_metrics({"rows": index.X.shape[0], "features": index.X.shape[1]})
                 for file, data in files.items():

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from spymaster_assets.contract import Column, Contract, decision_after_s
+from spymaster_assets.contract import Contract, decision_after_s, decision_column
 from spymaster_assets.errors import ContractError
-from spymaster_assets.settings import DELAYS_S
+from spymaster_assets.settings import DELAYS_S, NS
 
 HEADS = ("tradeable_2", "direction", "strength")
 CLASSIFIERS = ("tradeable_2", "direction")
 
 
-def encode(frame: pl.DataFrame, columns: Sequence[Column]) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+def encode(
+    frame: pl.DataFrame, contract: Contract, names: Iterable[str], stage: str, delay: str
+) -> tuple[NDArray[np.float32], tuple[str, ...]]:
     """(n, f) float32 matrix and its names: numbers and booleans as they are, null as NaN, text one-hot over the contract's values.
 
-    Raises ContractError when the frame lacks a column.
+    Every matrix that a model, a baseline or an index reads is made here. Raises ContractError when a named column is a label or known
+    after the decision of `stage` for the labels of `delay`, when a row decides at another time, or when the frame lacks a column.
     """
+    columns = [contract[name] for name in names]
+    contract.require_known([c.name for c in columns], decision_after_s(stage, delay))
+    _require_decisions(frame, stage, delay)
     missing = [c.name for c in columns if c.name not in frame.columns]
     if missing:
         raise ContractError(f"the table lacks {', '.join(missing)}", expected="the columns of features.json")
@@ -41,9 +47,7 @@ def feature_matrix(
     frame: pl.DataFrame, contract: Contract, stage: str, delay: str, ablation: str = "full"
 ) -> tuple[NDArray[np.float32], tuple[str, ...]]:
     """`encode` of what a model of `stage` may read for the labels of `delay`."""
-    columns = contract.features(stage, delay, ablation)
-    contract.require_known([c.name for c in columns], decision_after_s(stage, delay))
-    return encode(frame, columns)
+    return encode(frame, contract, [c.name for c in contract.features(stage, delay, ablation)], stage, delay)
 
 
 def labelled_rows(frame: pl.DataFrame, head: str, delay: str, stage: str, contract: Contract) -> NDArray[np.bool_]:
@@ -73,6 +77,19 @@ def target(frame: pl.DataFrame, head: str, delay: str) -> NDArray[np.float64]:
         expr = pl.when(outcome == "BREAK").then(1.0).when(outcome == "BOUNCE").then(0.0).otherwise(None)
     values = frame.select(expr.cast(pl.Float64).alias("y"))["y"]
     return values.fill_null(float("nan")).to_numpy()
+
+
+def _require_decisions(frame: pl.DataFrame, stage: str, delay: str) -> None:
+    column, after_s = decision_column(stage, delay), decision_after_s(stage, delay)
+    if missing := [c for c in ("event_id", "ts_ns", column) if c not in frame.columns]:
+        raise ContractError(f"the table lacks {', '.join(missing)}", expected="the columns of features.json")
+    odd = frame.filter((pl.col(column) != pl.col("ts_ns") + after_s * NS).fill_null(True))
+    if odd.height:
+        raise ContractError(
+            f"row {odd['event_id'][0]} does not decide at t0+{after_s}s",
+            where=column,
+            expected=f"the decision of stage {stage} for the labels of {delay}",
+        )
 
 
 def _known_head(head: str, delay: str) -> None:

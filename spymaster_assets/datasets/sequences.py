@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from spymaster_assets.contract import Contract
 from spymaster_assets.datasets.matrix import encode
 from spymaster_assets.errors import ArtifactError, ContractError
-from spymaster_assets.settings import SequenceSettings
+from spymaster_assets.settings import MINUTE_NS, SequenceSettings
 
 KEYS: dict[str, tuple[str, int]] = {
     "X": ("f4", 3),
@@ -38,9 +38,14 @@ def build_sequences(
 
     signals: rows of the contract; context: one row per closed one-minute bar (see signals.context). A window holds the last T bars closed
     at the decision, left-padded with 0 where mask is 0. A channel value that is not defined yet is 0 with mask 1.
+    Raises ContractError where a window could reach past the decision: a row decides at another time than t0 + 60 s, bars are out of order.
     """
     steps = settings.length_bars
+    static_columns = [c.name for c in contract.features("A", delay)]
+    static, static_names = encode(signals, contract, static_columns, "A", delay)
     end_ns = context["end_ns"].to_numpy()
+    if not (np.diff(end_ns) > 0).all() or (end_ns < context["start_ns"].to_numpy() + MINUTE_NS).any():
+        raise ContractError("context bars are out of order, or end before their minute is over", where="context end_ns")
     last = np.searchsorted(end_ns, signals["decision_ns"].to_numpy(), side="right") - 1
     index = last[:, None] + np.arange(-steps + 1, 1)[None, :]
     mask = index >= 0
@@ -55,7 +60,6 @@ def build_sequences(
     X = np.stack(list(channels.values()), axis=-1).astype(np.float32)
     X[~np.isfinite(X)] = 0.0
     X[~mask] = 0.0
-    static, static_names = encode(signals, contract.features("A", delay))
     outcome = signals[f"outcome_{delay}"].to_numpy()
     y_break = np.select([outcome == "BREAK", outcome == "BOUNCE"], [1, 0], default=-1).astype(np.int8)
     strength = signals[f"strength_signed_{delay}"].fill_null(float("nan")).to_numpy().astype(np.float32)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from spymaster_assets.contract import Contract
 from spymaster_assets.datasets.matrix import CLASSIFIERS, HEADS, feature_matrix, labelled_rows, target
+from spymaster_assets.datasets.splits import check_decided
 from spymaster_assets.evaluation.baselines import logistic_probabilities, time_of_day_probabilities
 from spymaster_assets.evaluation.metrics import (
     Floats,
@@ -71,7 +72,11 @@ def with_outcomes(
 def baseline_predictions(
     train: pl.DataFrame, test: pl.DataFrame, contract: Contract, stages: tuple[str, ...]
 ) -> pl.DataFrame:
-    """Logistic regression and time-of-day rates for every classifier head, fitted on the training rows."""
+    """Logistic regression and time-of-day rates for every classifier head, fitted on the training rows.
+
+    Raises SplitError when a test row was decided before every training label was complete.
+    """
+    check_decided(test, int(train["label_known_ns"].max()) + 1, "the baseline")  # type: ignore[arg-type]
     parts = []
     for delay in DELAYS_S:
         for stage in stages:

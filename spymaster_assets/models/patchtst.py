@@ -22,7 +22,7 @@ from transformers import PatchTSTConfig, PatchTSTModel
 from spymaster_assets.errors import ModelError
 from spymaster_assets.evaluation.baselines import logistic_probabilities
 from spymaster_assets.evaluation.metrics import binary_metrics, regression_metrics
-from spymaster_assets.models.base import FitReport, Model, SequenceData, prediction_frame
+from spymaster_assets.models.base import FitReport, Model, SequenceData, prediction_frame, require_sequence_features
 from spymaster_assets.models.registry import register
 from spymaster_assets.settings import PatchTSTSettings
 from spymaster_assets.store import dump_json
@@ -140,7 +140,7 @@ class PatchTST(Model):
         self.network: Network | None = None
         self.scaler: Scaler | None = None
 
-    def fit(self, train: SequenceData, validation: SequenceData) -> FitReport:
+    def _fit(self, train: SequenceData, validation: SequenceData) -> FitReport:
         """Train with early stopping on the validation loss; raise ModelError when a class is too rare.
 
         Rows labelled BREAK or BOUNCE train the classifier, rows with a strength the regression.
@@ -186,7 +186,7 @@ class PatchTST(Model):
         self.meta = self._describe(train, validation, best, best_epoch)
         return FitReport(self.meta["metrics"], history, best_epoch)
 
-    def predict(self, data: SequenceData) -> pl.DataFrame:
+    def _predict(self, data: SequenceData) -> pl.DataFrame:
         """Heads direction (P(BREAK) given a break or bounce) and strength; stage A, delay of the labels it was trained on."""
         probability, strength = self._forward(data)
         delay = str(self.context.get("delay", "4min"))
@@ -216,7 +216,7 @@ class PatchTST(Model):
             **json.loads(json.dumps(described)),
         }
         torch.save(content, buffer)
-        return {CHECKPOINT: buffer.getvalue(), METADATA: dump_json({**self.meta, **self.context})}
+        return {CHECKPOINT: buffer.getvalue(), METADATA: dump_json({**self.context, **self.meta})}
 
     @classmethod
     def load(cls, files: Mapping[str, bytes]) -> PatchTST:
@@ -226,6 +226,8 @@ class PatchTST(Model):
             content = torch.load(io.BytesIO(files[CHECKPOINT]), weights_only=True, map_location="cpu")
             model = cls(PatchTSTSettings(**content["settings"]))
             model.meta = {k: meta[k] for k in _META}
+            model.first_test_decision_ns = int(meta["first_test_decision_ns"])
+            require_sequence_features(content["channel_names"], content["static_names"])
             model.context = {k: v for k, v in meta.items() if k not in _META}
             model.scaler = Scaler(**content["scaler"])
             channels, statics = len(content["channel_names"]), len(content["static_names"])
@@ -345,6 +347,7 @@ class PatchTST(Model):
         return {
             **self.meta,
             **{k: sorted(set(v.tolist())) for k, v in sessions.items()},
+            "first_test_decision_ns": self.first_test_decision_ns,
             "train_samples": len(train),
             "validation_samples": len(validation),
             "parameters": sum(p.numel() for p in self.network.parameters()) if self.network else 0,
@@ -360,6 +363,7 @@ _META = (
     "base_rate",
     "train_sessions",
     "validation_sessions",
+    "first_test_decision_ns",
     "train_samples",
     "validation_samples",
     "parameters",

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from spymaster_assets.contract import Column, Contract, decision_after_s, load_contract
 from spymaster_assets.datasets.matrix import CLASSIFIERS, HEADS, encode, feature_matrix, labelled_rows, target
-from spymaster_assets.errors import ModelError
+from spymaster_assets.errors import ContractError, ModelError
 from spymaster_assets.evaluation.baselines import logistic_probabilities
 from spymaster_assets.evaluation.metrics import auc, binary_metrics, regression_metrics, session_bootstrap
 from spymaster_assets.models.base import FitReport, Model, prediction_frame
@@ -24,6 +24,8 @@ from spymaster_assets.settings import DELAYS_S, TreeSettings
 from spymaster_assets.store import dump_json
 
 METADATA = "metadata.json"
+_INDEX = ("settings", "bundles", "skipped", "first_test_decision_ns")
+"""Fields of metadata.json that describe the fit; the rest is context."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,12 @@ class Bundle:
 
     model: bytes
     meta: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        """Raise ContractError when the head reads a label, or a column that is not known at its decision."""
+        load_contract().require_known(
+            self.meta["feature_columns"], decision_after_s(self.meta["stage"], self.meta["delay"])
+        )
 
     @property
     def name(self) -> str:
@@ -51,7 +59,7 @@ class Bundle:
 
     def predict(self, frame: pl.DataFrame, contract: Contract) -> NDArray[np.float64]:
         """(n,) probabilities or SPY dollars for signals rows, from the columns that the bundle stores."""
-        X, names = encode(frame, [contract[c] for c in self.meta["feature_columns"]])
+        X, names = encode(frame, contract, self.meta["feature_columns"], self.meta["stage"], self.meta["delay"])
         used = self.meta["features"]
         if not set(used) <= set(names):
             raise ModelError(
@@ -82,7 +90,7 @@ class BoostedTrees(Model):
         self.bundles: tuple[Bundle, ...] = ()
         self.skipped: tuple[dict[str, Any], ...] = ()
 
-    def fit(self, train: pl.DataFrame, validation: pl.DataFrame) -> FitReport:
+    def _fit(self, train: pl.DataFrame, validation: pl.DataFrame) -> FitReport:
         """Fit every head; one without enough rows of each class is skipped with its reason."""
         bundles, skipped = [], []
         for ablation in self.settings.ablations:
@@ -103,7 +111,7 @@ class BoostedTrees(Model):
         self.bundles, self.skipped = tuple(bundles), tuple(skipped)
         return FitReport({b.name: b.meta["metrics"] for b in bundles}, skipped=self.skipped)
 
-    def predict(self, data: pl.DataFrame) -> pl.DataFrame:
+    def _predict(self, data: pl.DataFrame) -> pl.DataFrame:
         """Every head on every row; see Model.predict."""
         parts = []
         for b in self.bundles:
@@ -123,8 +131,9 @@ class BoostedTrees(Model):
             "settings": asdict(self.settings),
             "bundles": [b.name for b in self.bundles],
             "skipped": list(self.skipped),
+            "first_test_decision_ns": self.first_test_decision_ns,
         }
-        files[METADATA] = dump_json({**index, **self.context})
+        files[METADATA] = dump_json({**self.context, **index})
         return files
 
     @classmethod
@@ -133,12 +142,11 @@ class BoostedTrees(Model):
         try:
             index = json.loads(files[METADATA])
             plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in index["settings"].items()}
-            model = cls(
-                TreeSettings(**plain), {k: v for k, v in index.items() if k not in ("settings", "bundles", "skipped")}
-            )
+            model = cls(TreeSettings(**plain), {k: v for k, v in index.items() if k not in _INDEX})
+            model.first_test_decision_ns = int(index["first_test_decision_ns"])
             model.bundles = tuple(Bundle(files[f"{n}.ubj"], json.loads(files[f"{n}.json"])) for n in index["bundles"])
             model.skipped = tuple(index["skipped"])
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError, ContractError) as error:
             raise ModelError(
                 f"tree bundles cannot be read: {error!r}", remedy="materialize tree_bundles again"
             ) from error

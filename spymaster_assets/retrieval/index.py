@@ -12,10 +12,11 @@ import polars as pl
 from numba import njit
 from numpy.typing import NDArray
 
-from spymaster_assets.contract import Contract
+from spymaster_assets.contract import Contract, decision_after_s, load_contract
 from spymaster_assets.datasets.matrix import encode
 from spymaster_assets.datasets.sequences import npz_arrays, to_npz_bytes
-from spymaster_assets.errors import ContractError, ModelError
+from spymaster_assets.datasets.splits import SplitManifest, check_decided, check_fold, require_times
+from spymaster_assets.errors import ModelError
 from spymaster_assets.settings import RetrievalSettings
 from spymaster_assets.store import dump_json
 
@@ -55,15 +56,22 @@ class RetrievalIndex:
     date: NDArray[np.str_]
     meta: dict[str, Any]
 
+    def __post_init__(self) -> None:
+        """Raise ContractError when the index compares a label, or a column that is not known at its decision."""
+        decision_s = decision_after_s(self.meta["settings"]["stage"], self.meta["delay"])
+        load_contract().require_known(self.meta["columns"], decision_s)
+
     def query(self, frame: pl.DataFrame, contract: Contract) -> tuple[pl.DataFrame, pl.DataFrame]:
         """(summary, neighbours) of signals rows.
 
         summary, one row a touch: event_id, p_tradeable_2, p_break, p_bounce (of all neighbours), p_break_given_tradeable (null when no
         neighbour was tradeable), strength_signed, similarity 1 / (1 + mean distance per sqrt(feature)), entropy (nats) of break, bounce and
-        rest, effective_n, filter. neighbours: event_id, rank, neighbour_id, date, distance, weight, outcome, strength_signed.
+        rest, effective_n, filter. neighbours: event_id, rank, neighbour_id, date, distance, weight, outcome, strength_signed. Raises
+        SplitError when a touch was decided before the as-of time: it would see labels that were not known.
         """
         settings = RetrievalSettings(**self.meta["settings"])
-        X, names = encode(frame, [contract[c] for c in self.meta["columns"]])
+        check_decided(frame, self.meta["asof_open_ns"], "this index")
+        X, names = encode(frame, contract, self.meta["columns"], settings.stage, self.meta["delay"])
         if list(names) != self.meta["encoded"]:
             raise ModelError(
                 "the index was built on other columns", expected=f"contract {self.meta['contract_sha256'][:12]}"
@@ -132,6 +140,7 @@ class RetrievalIndex:
 
         The null that retrieval must beat: same filters and fallback, no distance.
         """
+        check_decided(frame, self.meta["asof_open_ns"], "this index")
         least = self.meta["settings"]["min_candidates"]
         past = pl.DataFrame({"level_kind": self.kind, "direction_sign": self.sign, "outcome": self.outcome})
         rates = [pl.len().alias("n"), pl.col("outcome").is_in(["BREAK", "BOUNCE"]).mean().alias("tradeable"),
@@ -172,28 +181,23 @@ class RetrievalIndex:
 
 
 def build_index(
-    rows: pl.DataFrame, contract: Contract, settings: RetrievalSettings, asof_open_ns: int, delay: str
+    rows: pl.DataFrame, fold: SplitManifest, contract: Contract, settings: RetrievalSettings, delay: str
 ) -> RetrievalIndex:
-    """Index signals rows with a defined outcome of `delay`.
+    """Index signals rows of a fold's train and validation sessions with a defined outcome of `delay`.
 
-    Raises ContractError when a row's label was not complete before asof_open_ns, ModelError with fewer rows than neighbours.
+    Raises SplitError on a row that the fold lets no model learn from (`splits.check_fold`), ModelError with fewer rows than neighbours.
     """
-    late = rows.filter(pl.col("label_known_ns") >= asof_open_ns)
-    if late.height:
-        raise ContractError(
-            f"{late.height} rows have labels that were not complete at the as-of time",
-            where=str(late["event_id"][0]),
-            expected=f"label_known_ns before {asof_open_ns}",
-            remedy="use earlier sessions",
-        )
+    require_times(rows, "the rows of the index")
+    train = pl.col("date").is_in(list(fold.train))
+    check_fold(fold, rows.filter(train), rows.filter(~train))
     outcome = f"outcome_{delay}"
     rows = rows.filter(pl.col(outcome) != "UNDEFINED").sort("ts_ns", "event_id")
     if rows.height < settings.k:
         raise ModelError(
             f"{rows.height} rows with an outcome", expected=f"at least k = {settings.k}", remedy="use a longer window"
         )
-    columns = [c for c in contract.features(settings.stage, delay) if c.dtype != "string"]
-    X, names = encode(rows, columns)
+    columns = [c.name for c in contract.features(settings.stage, delay) if c.dtype != "string"]
+    X, names = encode(rows, contract, columns, settings.stage, delay)
     finite = np.where(np.isfinite(X), X, np.nan).astype(np.float64)
     filled = np.flatnonzero(np.isfinite(finite).any(axis=0))
     low, center, high = np.full((3, X.shape[1]), np.nan)
@@ -216,8 +220,8 @@ def build_index(
         meta={
             "settings": dict(vars(settings)),
             "delay": delay,
-            "asof_open_ns": asof_open_ns,
-            "columns": [c.name for c in columns],
+            "asof_open_ns": fold.first_test_decision_ns,
+            "columns": columns,
             "encoded": list(names),
             "kept": kept.tolist(),
             "dropped_constant": [n for i, n in enumerate(names) if i not in set(kept.tolist())],

@@ -15,7 +15,10 @@ from spymaster_assets.evaluation.metrics import auc
 from spymaster_assets.models.base import SequenceData
 from spymaster_assets.models.patchtst import CHECKPOINT, METADATA, Network, PatchTST, Scaler, pick_device
 from spymaster_assets.settings import PatchTSTSettings
+from spymaster_assets_tests.builders import FOLD, dates_of, touch_times
 
+CHANNELS = ("dist_to_level", "return", "range")
+STATICS = ("atr", "distance", "approach_velocity", "prior_touches")
 SMALL = PatchTSTSettings(
     layers=1,
     d_model=32,
@@ -51,16 +54,16 @@ def data(n: int, seed: int, where: str = "sequence") -> SequenceData:
     strength = ((label - 0.5) * 2 + rng.normal(0, 0.3, n)).astype(np.float32)
     strength[:3] = np.nan
     ids = np.array([f"e{seed}-{i}" for i in range(n)])
-    session = np.array([f"2024-01-{2 + i % 5:02d}" for i in range(n)])
+    dates = dates_of(n, seed)
     return SequenceData(
-        X, mask, static, y, strength, ids, np.arange(n), session, ("a", "b", "c"), ("s0", "s1", "s2", "s3")
+        X, mask, static, y, strength, ids, touch_times(dates)["ts_ns"], np.array(dates), CHANNELS, STATICS
     )
 
 
 @pytest.fixture(scope="module", params=["sequence", "static"])
 def fitted(request: pytest.FixtureRequest) -> tuple[PatchTST, SequenceData]:
     model = PatchTST(SMALL, {"delay": "4min"})
-    model.fit(data(400, 0, request.param), data(150, 1, request.param))
+    model.fit(data(400, 0, request.param), data(150, 1, request.param), FOLD)
     return model, data(300, 2, request.param)
 
 
@@ -104,7 +107,7 @@ def test_save_and_load_give_the_same_model_without_pickle(fitted: tuple[PatchTST
     assert again.save() == files
     meta = json.loads(files[METADATA])
     assert meta["train_samples"] == 400
-    assert meta["seq_feature_names"] == ["a", "b", "c"]
+    assert meta["seq_feature_names"] == list(CHANNELS)
 
 
 def test_damaged_files_are_refused(fitted: tuple[PatchTST, SequenceData]) -> None:
@@ -114,7 +117,7 @@ def test_damaged_files_are_refused(fitted: tuple[PatchTST, SequenceData]) -> Non
         {**files, CHECKPOINT: b"cos\nsystem\n(S'true'\ntR."},
         {**files, METADATA: b"{"},
         {METADATA: files[METADATA]},
-        {**files, METADATA: files[METADATA].replace(b'"a"', b'"z"')},
+        {**files, METADATA: files[METADATA].replace(b'"return"', b'"volatility"')},
     ):
         with pytest.raises(ModelError):
             PatchTST.load(broken)
@@ -122,22 +125,22 @@ def test_damaged_files_are_refused(fitted: tuple[PatchTST, SequenceData]) -> Non
 
 def test_other_features_are_refused(fitted: tuple[PatchTST, SequenceData]) -> None:
     with pytest.raises(ModelError, match="other features"):
-        fitted[0].predict(replace(fitted[1], channel_names=("a", "b", "x")))
+        fitted[0].predict(replace(fitted[1], channel_names=(*CHANNELS[:2], "volatility")))
 
 
 def test_two_fits_give_equal_bytes() -> None:
     quick = replace(SMALL, epochs=3)
     first, second = PatchTST(quick), PatchTST(quick)
-    first.fit(data(200, 0), data(80, 1))
+    first.fit(data(200, 0), data(80, 1), FOLD)
     torch.manual_seed(999)
-    second.fit(data(200, 0), data(80, 1))
+    second.fit(data(200, 0), data(80, 1), FOLD)
     assert first.save() == second.save()
 
 
 def test_early_stopping_keeps_the_best_epoch() -> None:
     noise = data(200, 0)
     noise = replace(noise, y_break=np.random.default_rng(3).permutation(noise.y_break))
-    report = PatchTST(replace(SMALL, patience_epochs=2, epochs=40)).fit(noise, data(100, 9))
+    report = PatchTST(replace(SMALL, patience_epochs=2, epochs=40)).fit(noise, data(100, 1), FOLD)
     losses = report.history["validation_loss"]
     assert report.best_epoch == int(np.argmin(losses))
     assert len(losses) < 40
@@ -146,7 +149,7 @@ def test_early_stopping_keeps_the_best_epoch() -> None:
 def test_too_few_rows_is_a_typed_error() -> None:
     few = data(60, 0)
     with pytest.raises(ModelError, match="too few to train"):
-        PatchTST(SMALL).fit(replace(few, y_break=np.zeros(60, np.int8)), few)
+        PatchTST(SMALL).fit(replace(few, y_break=np.zeros(60, np.int8)), data(60, 1), FOLD)
 
 
 def test_scaler_uses_observed_steps_only() -> None:

@@ -14,7 +14,7 @@ from spymaster_assets.models import registry
 from spymaster_assets.models.base import FitReport, Model
 from spymaster_assets.models.trees import BoostedTrees
 from spymaster_assets.settings import DELAYS_S, TreeSettings
-from spymaster_assets_tests.builders import CONTRACT
+from spymaster_assets_tests.builders import CONTRACT, FOLD, dates_of, touch_times
 
 FAST = TreeSettings(rounds=60, early_stopping_rounds=10, threads=1)
 
@@ -28,7 +28,8 @@ def rows(n: int, seed: int, planted: bool = True) -> pl.DataFrame:
     outcome = np.where(tradeable, np.where(breaks, "BREAK", "BOUNCE"), "CHOP")
     columns: dict = {
         "event_id": [f"{seed}-{i}" for i in range(n)],
-        "date": [f"2024-01-{2 + i * 10 // n:02d}" for i in range(n)],
+        "date": dates_of(n, seed),
+        **touch_times(dates_of(n, seed)),
         "level_kind_name": rng.choice(["PM_HIGH", "VWAP"], n),
         "volatility": volatility,
         "approach_velocity": velocity,
@@ -48,7 +49,7 @@ def rows(n: int, seed: int, planted: bool = True) -> pl.DataFrame:
 @pytest.fixture(scope="module")
 def fitted() -> BoostedTrees:
     model = BoostedTrees(FAST, {"asof": "2024-02-01", "provenance": {"git_revision": "abc"}, "data_sha256": "d"})
-    model.fit(rows(1500, 0), rows(500, 1))
+    model.fit(rows(1500, 0), rows(500, 1), FOLD)
     return model
 
 
@@ -99,7 +100,7 @@ def test_save_load_round_trip(fitted: BoostedTrees) -> None:
 def test_two_fits_give_equal_bytes() -> None:
     one, other = BoostedTrees(FAST), BoostedTrees(FAST)
     for model in (one, other):
-        model.fit(rows(300, 0), rows(120, 1))
+        model.fit(rows(300, 0), rows(120, 1), FOLD)
     assert one.save() == other.save()
 
 
@@ -128,7 +129,7 @@ def test_a_head_with_too_few_positives_is_skipped_with_its_reason() -> None:
         pl.when(pl.int_range(pl.len()) < 5).then(pl.lit("BREAK")).otherwise(pl.lit("BOUNCE")).alias("outcome_4min")
     )
     model = BoostedTrees(FAST)
-    report = model.fit(few, rows(150, 1))
+    report = model.fit(few, rows(150, 1), FOLD)
     skipped = [s for s in report.skipped if s["delay"] == "4min" and s["head"] == "direction"]
     assert [s["stage"] for s in skipped] == ["A", "B"]
     assert skipped[0]["reason"] == "5 training rows of the rarer class, 15 are needed"
@@ -137,7 +138,7 @@ def test_a_head_with_too_few_positives_is_skipped_with_its_reason() -> None:
 
 def test_no_truth_no_skill() -> None:
     model = BoostedTrees(FAST)
-    report = model.fit(rows(1500, 0, planted=False), rows(500, 1, planted=False))
+    report = model.fit(rows(1500, 0, planted=False), rows(500, 1, planted=False), FOLD)
     low, high = report.metrics["tradeable_2_4min_stage_a_full"]["validation"]["auc_interval"]
     assert low < 0.5 + 0.05
     assert high > 0.5 - 0.05
@@ -154,10 +155,10 @@ def test_registry_refuses_clashes() -> None:
         aliases = ("xgboost",)
         needs = "tabular"
 
-        def fit(self, train: object, validation: object) -> FitReport:
+        def _fit(self, train: object, validation: object) -> FitReport:
             raise NotImplementedError
 
-        def predict(self, data: object) -> pl.DataFrame:
+        def _predict(self, data: object) -> pl.DataFrame:
             raise NotImplementedError
 
         def save(self) -> dict[str, bytes]:

@@ -6,12 +6,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from spymaster_assets.errors import ArtifactError, ContractError, ModelError
+from spymaster_assets.datasets.matrix import encode
+from spymaster_assets.errors import ArtifactError, ModelError, SplitError
 from spymaster_assets.retrieval.index import ARRAYS, INDEX, RetrievalIndex, build_index
 from spymaster_assets.settings import RetrievalSettings
-from spymaster_assets_tests.builders import CONTRACT
+from spymaster_assets_tests.builders import CONTRACT, FOLD, dates_of, touch_times
 
-ASOF = 10**18
 KINDS = ["PM_HIGH", "VWAP", "ROUND"]
 
 
@@ -19,13 +19,13 @@ def rows(n: int, seed: int) -> pl.DataFrame:
     rng = np.random.default_rng(seed)
     kind = rng.integers(0, 3, n)
     sign = rng.choice([-1, 1], n)
+    dates = dates_of(n, seed)
     return CONTRACT.conform(
         pl.DataFrame(
             {
                 "event_id": [f"{seed}-{i:04d}" for i in range(n)],
-                "ts_ns": np.arange(n) * 10**9,
-                "date": [f"2024-01-{2 + i % 20:02d}" for i in range(n)],
-                "label_known_ns": np.arange(n) * 10**9,
+                "date": dates,
+                **touch_times(dates),
                 "level_kind": np.array([0, 7, 8])[kind],
                 "level_kind_name": np.array(KINDS)[kind],
                 "direction_sign": sign,
@@ -48,18 +48,15 @@ SETTINGS = RetrievalSettings(k=10, max_per_session=2, min_candidates=30)
 
 @pytest.fixture(scope="module")
 def index() -> RetrievalIndex:
-    return build_index(rows(900, 0), CONTRACT, SETTINGS, ASOF, "4min")
+    return build_index(rows(900, 0), FOLD, CONTRACT, SETTINGS, "4min")
 
 
 def test_neighbours_equal_brute_force(index: RetrievalIndex) -> None:
-    new = rows(40, 1)
+    new = rows(40, 6)
     summary, neighbours = index.query(new, CONTRACT)
     past = rows(900, 0).filter(pl.col("outcome_4min") != "UNDEFINED")
     assert len(index.X) == past.height
-    columns = [CONTRACT[c] for c in index.meta["columns"]]
-    from spymaster_assets.datasets.matrix import encode
-
-    X = encode(new, columns)[0][:, index.meta["kept"]]
+    X = encode(new, CONTRACT, index.meta["columns"], "A", "4min")[0][:, index.meta["kept"]]
     Q = np.nan_to_num((X - index.center) / index.scale, nan=0.0).astype(np.float32)
     for i in range(new.height):
         kind, sign = new["level_kind"][i], new["direction_sign"][i]
@@ -96,7 +93,7 @@ def test_probabilities_are_coherent(index: RetrievalIndex) -> None:
 def test_rare_kinds_fall_back_and_say_so(index: RetrievalIndex) -> None:
     rare = rows(5, 3).with_columns(pl.lit(12, pl.Int8).alias("level_kind"), pl.lit("SMA_400").alias("level_kind_name"))
     assert set(index.query(rare, CONTRACT)[0]["filter"]) == {"direction"}
-    one_sided = build_index(rows(900, 0).filter(pl.col("direction_sign") == 1), CONTRACT, SETTINGS, ASOF, "4min")
+    one_sided = build_index(rows(900, 0).filter(pl.col("direction_sign") == 1), FOLD, CONTRACT, SETTINGS, "4min")
     down = rare.with_columns(pl.lit(-1, pl.Int8).alias("direction_sign"))
     assert set(one_sided.query(down, CONTRACT)[0]["filter"]) == {"all"}
 
@@ -104,12 +101,12 @@ def test_rare_kinds_fall_back_and_say_so(index: RetrievalIndex) -> None:
 def test_a_label_known_too_late_is_refused() -> None:
     late = rows(100, 0).with_columns(
         pl.when(pl.int_range(pl.len()) == 7)
-        .then(pl.lit(ASOF))
+        .then(pl.lit(FOLD.first_test_decision_ns))
         .otherwise(pl.col("label_known_ns"))
         .alias("label_known_ns")
     )
-    with pytest.raises(ContractError, match="1 rows have labels that were not complete"):
-        build_index(late, CONTRACT, SETTINGS, ASOF, "4min")
+    with pytest.raises(SplitError, match="train row 0-0007: label complete at or after the first test decision"):
+        build_index(late, FOLD, CONTRACT, SETTINGS, "4min")
 
 
 def test_scaling_is_robust_and_constant_columns_go(index: RetrievalIndex) -> None:
@@ -143,4 +140,4 @@ def test_round_trip_and_damage(index: RetrievalIndex) -> None:
 
 def test_too_few_rows() -> None:
     with pytest.raises(ModelError, match="at least k = 10"):
-        build_index(rows(8, 0), CONTRACT, SETTINGS, ASOF, "4min")
+        build_index(rows(8, 0), FOLD, CONTRACT, SETTINGS, "4min")
