@@ -127,7 +127,9 @@ class OptionTrades:
         symbols = tuple(sorted({s for part in parts for s in part.symbols}))
         number = {s: n for n, s in enumerate(symbols)}
         parts = [
-            replace(p, contract=np.array([number[s] for s in p.symbols], np.int64)[p.contract] if len(p) else p.contract)
+            replace(
+                p, contract=np.array([number[s] for s in p.symbols], np.int64)[p.contract] if len(p) else p.contract
+            )
             for p in parts
         ]
         for (a, one), (b, two) in combinations(zip(names, parts, strict=True), 2):

@@ -204,7 +204,10 @@ def test_definitions_without_todays_expiry_leave_the_choice_to_spys(folder: Path
     path = next(later.glob("*.definition.dbn.zst"))
     records = read_records(path, {"definition": (DEFINITION_DTYPES[3], 0x13)})
     dataset = read_header(path).dataset
-    for name, content, schema in (("d", records, "definition"), ("t", read_records(next(later.glob("*opt*.trades*"))), "trades")):
+    for name, content, schema in (
+        ("d", records, "definition"),
+        ("t", read_records(next(later.glob("*opt*.trades*"))), "trades"),
+    ):
         # tomorrow's options are defined, and trade, today already
         data = dbn_bytes(content, schema, names_of(path), session.open_ns, session.close_ns, dataset=dataset)
         (target / f"aa-{name}.dbn.zst").write_bytes(data)
