@@ -295,7 +295,7 @@ def _interest(artifact: Artifact) -> OpenInterest | None:
 def _underlying(
     store: ArtifactStore, folder: Path, registration: SessionFiles, session: Session
 ) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
-    """Times and prices of the contract in front, its trades or else the closes of its bars, and the hash of the bars where they are read."""
+    """Times and prices of the contract in front, from its trades or else its bars, and the hash of the bars if they were read."""
     if registration.schema == "trades":
         tape = load_tape(folder, registration, session=session)
         return tape.ts_ns, tape.price_e9, {}

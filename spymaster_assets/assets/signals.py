@@ -221,7 +221,7 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
 
 
 def warmup_sessions(settings: Settings, key: str) -> list[str]:
-    """The sessions before `key` that its averages reach back to, oldest first; fewer at the first partitions and after a missing session."""
+    """The sessions before `key` that its averages reach back to, oldest first; fewer at the first partitions and after a missing one."""
     calendar = calendar_of(settings.symbol)
     keys: list[str] = []
     while len(keys) < settings.signal.sma_warmup_sessions:
