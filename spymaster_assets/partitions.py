@@ -67,8 +67,9 @@ def last_open_session(settings: Settings, now: datetime | None = None) -> str:
 
 
 def all_sessions(settings: Settings, now: datetime | None = None) -> list[str]:
-    """Sessions from the first partition to the newest, sorted."""
-    return calendar_of(settings.symbol).sessions(settings.first_session, last_open_session(settings, now))
+    """Sessions from the first partition to the newest, sorted, without those that the deployment knows to have no input."""
+    keys = calendar_of(settings.symbol).sessions(settings.first_session, last_open_session(settings, now))
+    return [k for k in keys if k not in settings.missing_sessions]
 
 
 def scheduled_asof(settings: Settings, now: datetime | None = None) -> list[str]:

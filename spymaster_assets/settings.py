@@ -204,19 +204,23 @@ class RetrievalSettings:
 
 @dataclass(frozen=True)
 class NightlySettings:
-    """The nightly sensor."""
+    """The nightly sensor. A run that did not do its work is asked for again after retry_min, max_attempts times in all for one input."""
 
     enabled: bool = True
     grace_min: int = 30
     interval_s: int = 300
     max_sessions_per_tick: int = 5
+    settle_min: int = 5  # O: a file that was written later than this ago may still be growing
+    max_attempts: int = 3
+    retry_min: int = 30
 
 
 @dataclass(frozen=True)
 class Settings:
     """One deployment: one instrument, one DBN folder, one artifact root.
 
-    first_session/last_session bound the partitions (ISO dates); simulated marks every artifact of a simulated market.
+    first_session/last_session bound the partitions (ISO dates); missing_sessions lie between them, have no input and are no partitions:
+    windows count the others. simulated marks every artifact of a simulated market.
     """
 
     root: Path
@@ -224,6 +228,7 @@ class Settings:
     symbol: str = "SPY"
     first_session: str = ""
     last_session: str = ""
+    missing_sessions: tuple[str, ...] = ()
     simulated: bool = False
     signal: SignalSettings = field(default_factory=SignalSettings)
     book: BookSettings = field(default_factory=BookSettings)
@@ -290,8 +295,8 @@ class Settings:
     def validate(self) -> None:
         """Raise ConfigError when a value is outside what the rest of the code may assume."""
         self.instrument  # noqa: B018 - an unknown symbol raises here
-        for name in ("first_session", "last_session"):
-            value = getattr(self, name)
+        dates = [("first_session", self.first_session), ("last_session", self.last_session)]
+        for name, value in dates + [("missing_sessions", k) for k in self.missing_sessions]:
             if value:
                 try:
                     date.fromisoformat(value)
@@ -310,6 +315,8 @@ class Settings:
         for name in ("train_sessions", "validation_sessions", "retrain_every_sessions"):
             if getattr(self.split, name) < 1:
                 raise ConfigError(f"split.{name} must be at least 1")
+        if self.nightly.max_attempts < 1:
+            raise ConfigError("nightly.max_attempts must be at least 1")
         if self.split.embargo_sessions < 0:
             raise ConfigError("split.embargo_sessions must not be negative")
 
@@ -362,6 +369,6 @@ def _from_dict(settings: Settings, stored: Mapping[str, Any], where: str) -> Set
             if unknown:
                 raise ConfigError(f"unknown setting {key}.{sorted(unknown)[0]}", where=where)
             value = replace(current, **{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
-        changed: dict[str, Any] = {key: value}
+        changed: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value}
         settings = replace(settings, **changed)
     return settings

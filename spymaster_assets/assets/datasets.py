@@ -75,7 +75,7 @@ def dataset_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChe
         **common,
         deps=[dg.AssetDep("signals", partition_mapping=training_window(settings))],
         kinds={"json"},
-        code_version=fingerprint(settings.split, "2"),
+        code_version=fingerprint(calendar.rules, settings.split, "2"),
         description="Sessions for training, validation and test as of this session, rows purged with the reason, embargo and the hash of "
         "every input. The models read this, not the mapping.",
     )

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from spymaster_assets.assets.common import Made, each_partition
-from spymaster_assets.assets.market import MIN_REGULAR_COVERAGE, read_bars
+from spymaster_assets.assets.market import MIN_REGULAR_COVERAGE, read_bars, seen_inputs
 from spymaster_assets.assets.windows import session_partitions
 from spymaster_assets.errors import MissingInputError
 from spymaster_assets.market.bars import session_bars
@@ -19,7 +19,6 @@ from spymaster_assets.market.basis import SpotBasis, identity_basis, measured_ba
 from spymaster_assets.market.book import BookSnapshots, book_from_parquet, book_to_parquet
 from spymaster_assets.market.calendar import Session
 from spymaster_assets.market.feeds import (
-    OptionSource,
     book_files,
     load_book,
     load_open_interest,
@@ -56,6 +55,7 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
     """Assets and checks of the optional feeds, in the group 'market', for one deployment."""
     partitions = session_partitions(settings)
     calendar = calendar_of(settings.symbol)
+    spy = calendar_of("SPY")
     profile = settings.instrument
     common: dict[str, Any] = {
         "partitions_def": partitions,
@@ -67,7 +67,7 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
         **common,
         deps=["market_files"],
         kinds={"databento", "numba"},
-        code_version=fingerprint(settings.symbol, settings.book, "1"),
+        code_version=fingerprint(calendar.rules, settings.book, "1"),
         description="The last book of each 250 ms over regular hours with a margin, from mbp-10, mbo or mbp-1 files; without them the "
         "statement that the feed is missing.",
     )
@@ -90,6 +90,7 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
                 key,
                 {ABOUT: dump_json(about), **content},
                 inputs={"market_files": registered.sha256, **{e.name: file_sha256(e.path) for e in files}},
+                metadata=seen_inputs(settings, source, key),
             )
             return Made(artifact, {"dagster/row_count": about.get("snapshots", 0), **_shown(about)})
 
@@ -99,7 +100,7 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
         **common,
         deps=["ohlcv_bars"],
         kinds={"parquet"},
-        code_version=fingerprint(settings.symbol, profile.points_per_spy_dollar, "1"),
+        code_version=fingerprint(calendar.rules, spy.rules, profile.points_per_spy_dollar, "1"),
         description="Points per SPY dollar, minute by minute, where both prices are there; else a fixed ratio, labelled as the fallback.",
     )
     def spot_basis(
@@ -122,6 +123,7 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
                 key,
                 {ABOUT: dump_json(about), BASIS: buffer.getvalue()},
                 inputs={"ohlcv_bars": own.sha256, **inputs},
+                metadata=seen_inputs(settings, source, key),
             )
             shown = dict(about)
             if len(basis.ratio):
@@ -135,7 +137,9 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
         name="option_flow",
         deps=["market_files", "ohlcv_bars", spot_basis],
         kinds={"databento", "numba"},
-        code_version=fingerprint(settings.symbol, settings.option, "1"),
+        code_version=fingerprint(
+            calendar.rules, settings.option, option_settings(settings.option, profile, profile.root).multiplier, "2"
+        ),
         description="0DTE option trades with aggressor, spot at the time, implied volatility, greeks and dealer gamma, from DBN files and "
         "their definitions or a flat CSV file; without them the statement that the feed is missing.",
     )
@@ -157,11 +161,14 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
                     **{p.relative_to(source.folder).as_posix(): file_sha256(p) for p in files.files},
                 }
                 registration = SessionFiles.from_json(registered.json("files.json"))
-                ts_ns, price_e9 = _underlying(artifacts.store, source.folder, registration, session)
+                ts_ns, price_e9, bars_sha256 = _underlying(artifacts.store, source.folder, registration, session)
+                inputs |= bars_sha256
                 if not own:
                     price_e9 = basis.to_strike_e9(price_e9, ts_ns)
                 trades = load_option_trades(files, session)
-                flow = option_flow(trades, ts_ns, price_e9, calendar, option_settings(settings.option, profile, files))
+                flow = option_flow(
+                    trades, ts_ns, price_e9, calendar, option_settings(settings.option, profile, files.root)
+                )
                 content[FLOW] = flow_to_parquet(flow)
                 interest = load_open_interest(files, session)
                 if interest is not None:
@@ -175,6 +182,7 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
                     "from_ns": files.from_ns,
                     "until_ns": observed_until_ns(files, trades, session),
                     "trades": len(trades),
+                    "undefined_trades": trades.undefined,
                     "contracts": len(trades.symbols),
                     "open_interest_contracts": None if interest is None else len(interest.contracts),
                     "implied_volatility": flow.status_counts,
@@ -182,7 +190,13 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
                     "coverage_regular": share,
                     "missing_regular_minutes": len(missing),
                 }
-            artifact = artifacts.store.publish("option_flow", key, {ABOUT: dump_json(about), **content}, inputs=inputs)
+            artifact = artifacts.store.publish(
+                "option_flow",
+                key,
+                {ABOUT: dump_json(about), **content},
+                inputs=inputs,
+                metadata=seen_inputs(settings, source, key),
+            )
             return Made(artifact, {"dagster/row_count": about.get("trades", 0), **_shown(about)})
 
         return each_partition(context, make)
@@ -198,7 +212,8 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
     @dg.asset_check(
         asset=option_flow_,
         partitions_def=partitions,
-        description="Where there are option trades: minutes without one, and volatilities that could not be solved.",
+        description="Where there are option trades: minutes without one, trades without a definition, volatilities that could not be "
+        "solved.",
     )
     def options_are_covered(context: dg.AssetCheckExecutionContext, artifacts: ArtifactRoot) -> dg.AssetCheckResult:
         return _checked(artifacts.store, "option_flow", context.partition_keys, _option_faults)
@@ -206,11 +221,9 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
     return [book_snapshots, spot_basis, option_flow_, book_is_whole, options_are_covered]
 
 
-def option_settings(
-    option: OptionSettings, profile: Instrument, options: OptionFeed | OptionSource | None
-) -> OptionSettings:
+def option_settings(option: OptionSettings, profile: Instrument, root: str | None) -> OptionSettings:
     """Settings with the contract's multiplier: 100 shares, or for options on the future itself what one is worth in SPY shares."""
-    if options is None or options.root != profile.root or not profile.is_future:
+    if root != profile.root or not profile.is_future:
         return option
     return replace(option, multiplier=profile.point_value_usd * profile.points_per_spy_dollar**2)
 
@@ -281,13 +294,14 @@ def _interest(artifact: Artifact) -> OpenInterest | None:
 
 def _underlying(
     store: ArtifactStore, folder: Path, registration: SessionFiles, session: Session
-) -> tuple[np.ndarray, np.ndarray]:
-    """Times and prices of the contract in front: its trades, or the closes of its bars where there are no trades."""
+) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
+    """Times and prices of the contract in front, from its trades or else its bars, and the hash of the bars if they were read."""
     if registration.schema == "trades":
         tape = load_tape(folder, registration, session=session)
-        return tape.ts_ns, tape.price_e9
-    minutes = SessionBars(session, read_bars(store, session.key)[0]).front(1)
-    return minutes["end_ns"].to_numpy(), minutes["close_e9"].to_numpy()
+        return tape.ts_ns, tape.price_e9, {}
+    bars, artifact = read_bars(store, session.key)
+    minutes = SessionBars(session, bars).front(1)
+    return minutes["end_ns"].to_numpy(), minutes["close_e9"].to_numpy(), {"ohlcv_bars": artifact.sha256}
 
 
 def _spy_minutes(source: MarketSource, key: str) -> tuple[pl.DataFrame | None, dict[str, str]]:
@@ -324,6 +338,8 @@ def _option_faults(about: dict[str, Any]) -> list[str]:
     faults = []
     if about["coverage_regular"] < MIN_REGULAR_COVERAGE:
         faults.append(f"{about['missing_regular_minutes']} regular-hours minutes without an option trade")
+    if about["undefined_trades"]:
+        faults.append(f"{about['undefined_trades']} option trades have no definition and were left out")
     unsolved = about["trades"] - about["implied_volatility"]["ok"]
     if unsolved > MAX_UNSOLVED_SHARE * max(about["trades"], 1):
         faults.append(

@@ -10,7 +10,14 @@ from spymaster_assets.assets.common import Made, each_partition
 from spymaster_assets.assets.windows import session_partitions
 from spymaster_assets.errors import MissingInputError
 from spymaster_assets.market.bars import session_bars
-from spymaster_assets.market.files import FileEntry, SessionFiles, register_session
+from spymaster_assets.market.files import (
+    FRONT_SESSIONS,
+    FileEntry,
+    SessionFiles,
+    inputs_fingerprint,
+    register_session,
+    session_inputs,
+)
 from spymaster_assets.market.session_truth import session_truth
 from spymaster_assets.market.tape import load_session_records
 from spymaster_assets.partitions import calendar_of
@@ -19,6 +26,9 @@ from spymaster_assets.settings import TIMEFRAMES_MIN, Settings, fingerprint
 from spymaster_assets.signals.context import SessionBars
 from spymaster_assets.store import Artifact, ArtifactStore, dump_json
 
+FILE_ASSETS = ("market_files", "book_snapshots", "spot_basis", "option_flow")
+"""Assets that look for the session's files themselves; their manifests say which they saw."""
+SEEN_INPUTS = "inputs_seen"
 MIN_REGULAR_COVERAGE = 0.98
 """Share of regular-hours minutes with a record below which the coverage check warns."""
 
@@ -36,7 +46,7 @@ def market_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
     @dg.asset(
         **common,
         kinds={"databento", "json"},
-        code_version=fingerprint(settings.symbol, "1"),
+        code_version=fingerprint(calendar.rules, "1"),
         description="What input a session has: files with hashes, sizes, counts, coverage and the contract in front. "
         "Refuses truncated, corrupt, disordered or twice-delivered files.",
     )
@@ -51,6 +61,7 @@ def market_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
                 key,
                 {"files.json": dump_json(found.to_json())},
                 inputs={f["name"]: f["sha256"] for f in found.to_json()["files"]},
+                metadata=seen_inputs(settings, source, key),
             )
             shown = found.to_json()
             return Made(
@@ -73,7 +84,7 @@ def market_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
         **common,
         deps=[market_files],
         kinds={"parquet", "numba"},
-        code_version=fingerprint(settings.symbol, TIMEFRAMES_MIN, "1"),
+        code_version=fingerprint(calendar.rules, TIMEFRAMES_MIN, "1"),
         description="Bars of 1, 2, 5, 10, 15, 20, 25, 30, 45 and 60 minutes, anchored at the session start, of every outright that traded. "
         "Prices are int64 in 1e-9 points.",
     )
@@ -160,8 +171,14 @@ def market_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
     return [market_files, ohlcv_bars, regular_hours_are_covered, session_ends_agree, bars_agree]
 
 
+def seen_inputs(settings: Settings, source: MarketSource, key: str) -> dict[str, str]:
+    """Manifest entry of an artifact that is made from files: the fingerprint of the session's files as they lay there, outside its hash."""
+    files = session_inputs(source.entries, source.flat, calendar_of(settings.symbol), settings.instrument, key)
+    return {SEEN_INPUTS: inputs_fingerprint(files)}
+
+
 def previous_registration(
-    settings: Settings, entries: tuple[FileEntry, ...], key: str, depth: int = 2
+    settings: Settings, entries: tuple[FileEntry, ...], key: str, depth: int = FRONT_SESSIONS
 ) -> SessionFiles | None:
     """Registration of the session before, read from its files so that the order of materialization cannot matter.
 

@@ -27,6 +27,7 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
     """Assets and checks of the group 'signals' for one deployment."""
     partitions = session_partitions(settings)
     calendar = calendar_of(settings.symbol)
+    profile = settings.instrument
     contract = load_contract()
     common: dict[str, Any] = {
         "partitions_def": partitions,
@@ -43,7 +44,9 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
             "spot_basis",
         ],
         kinds={"parquet"},
-        code_version=fingerprint(settings.symbol, settings.signal, settings.option, contract.level_codes, "3"),
+        code_version=fingerprint(
+            calendar.rules, profile.points_per_spy_dollar, settings.signal, settings.option, contract.level_codes, "3"
+        ),
         description="Levels as they were known when each regular-hours minute opened, and the minute context behind them; "
         "averages reach over warm-up sessions and are adjusted at contract rolls.",
     )
@@ -95,7 +98,14 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
         deps=[levels, "ohlcv_bars", "market_files", "book_snapshots", "option_flow", "spot_basis"],
         kinds={"parquet", "numba"},
         code_version=fingerprint(
-            settings.symbol, settings.signal, settings.barrier, settings.option, settings.label, contract.sha256, "2"
+            calendar.rules,
+            profile,
+            settings.signal,
+            settings.barrier,
+            settings.option,
+            settings.label,
+            contract.sha256,
+            "2",
         ),
         description="One row per touch episode with all features and labels of features.json, with schema version and contract hash "
         "in the file.",
@@ -128,7 +138,7 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
                 book,
                 options,
                 settings.barrier,
-                option_settings(settings.option, settings.instrument, options),
+                option_settings(settings.option, profile, options.root if options else None),
             )
             artifact = artifacts.store.publish(
                 "signals",
@@ -211,10 +221,15 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
 
 
 def warmup_sessions(settings: Settings, key: str) -> list[str]:
-    """The sessions before `key` that its averages reach back to, oldest first; fewer at the first partitions."""
+    """The sessions before `key` that its averages reach back to, oldest first; fewer at the first partitions and after a missing one."""
     calendar = calendar_of(settings.symbol)
-    keys = [calendar.previous(key, n) for n in range(settings.signal.sma_warmup_sessions, 0, -1)]
-    return [k for k in keys if k >= settings.first_session]
+    keys: list[str] = []
+    while len(keys) < settings.signal.sma_warmup_sessions:
+        before = calendar.previous(keys[0] if keys else key)
+        if before < settings.first_session or before in settings.missing_sessions:
+            break
+        keys.insert(0, before)
+    return keys
 
 
 def read_signals(store: ArtifactStore, key: str) -> tuple[SignalSet, Artifact]:

@@ -17,19 +17,19 @@ ALL_EARLIER = 100_000
 
 @cache
 def session_partitions(settings: Settings) -> dg.DailyPartitionsDefinition:
-    """Daily partitions without weekends, holidays and other days without a session.
+    """Daily partitions without weekends, holidays and other days without a session or its input.
 
     An open range ends with the session that runs or comes next (end_offset 1), as an as-of model needs.
     """
     last = last_open_session(settings)
     horizon = last if settings.last_session else (date.fromisoformat(last) + timedelta(days=366)).isoformat()
-    closed = calendar_of(settings.symbol).non_sessions(settings.first_session, horizon)
+    closed = {*calendar_of(settings.symbol).non_sessions(settings.first_session, horizon), *settings.missing_sessions}
     return dg.DailyPartitionsDefinition(
         start_date=settings.first_session,
         end_date=(date.fromisoformat(last) + timedelta(days=1)).isoformat() if settings.last_session else None,
         end_offset=0 if settings.last_session else 1,
         timezone=NEW_YORK,
-        exclusions=["0 0 * * 6,0", *[datetime.fromisoformat(d) for d in closed]],
+        exclusions=["0 0 * * 6,0", *[datetime.fromisoformat(d) for d in sorted(closed)]],
     )
 
 

@@ -19,14 +19,14 @@ from rich.table import Table
 
 from spymaster_assets.assets.common import progress_listeners
 from spymaster_assets.assets.proof import REPORT_KEY
-from spymaster_assets.errors import ConfigError, MissingInputError
+from spymaster_assets.errors import ConfigError
 from spymaster_assets.evaluation.report import best_baselines
 from spymaster_assets.market.contracts import is_outright
-from spymaster_assets.market.files import FileEntry, covers, register_session, scan_folder
+from spymaster_assets.market.files import FileEntry, covers, recorded_sessions, scan_folder
 from spymaster_assets.market.instruments import INSTRUMENTS
 from spymaster_assets.market.simulate import read_mark
 from spymaster_assets.market.simulate_book import write_full_market
-from spymaster_assets.partitions import calendar_of, resolve, scheduled_asof
+from spymaster_assets.partitions import all_sessions, calendar_of, resolve, scheduled_asof
 from spymaster_assets.settings import LabelSettings, Settings, SplitSettings
 from spymaster_assets.store import ArtifactStore
 
@@ -57,9 +57,7 @@ def run_demo(root: Path, data: Path | None, symbol: str | None = None, console: 
     from spymaster_assets.definitions import build_definitions
 
     definitions = build_definitions(settings)
-    calendar = calendar_of(settings.symbol)
-    sessions = calendar.sessions(settings.first_session, settings.last_session)
-    folds = scheduled_asof(settings)
+    sessions, folds = all_sessions(settings), scheduled_asof(settings)
     if not folds:
         raise ConfigError(
             f"{len(sessions)} sessions are too few for one fold",
@@ -72,6 +70,12 @@ def run_demo(root: Path, data: Path | None, symbol: str | None = None, console: 
         f"[bold]{settings.symbol}[/], {kind}: {len(sessions)} sessions {sessions[0]} to {sessions[-1]}, "
         f"as of {', '.join(folds)}; labels: {_LABELS[settings.label.mode]}"
     )
+    if settings.missing_sessions:
+        console.print(
+            f"[yellow]No input for {len(settings.missing_sessions)} sessions between:[/] {', '.join(settings.missing_sessions)}. Windows "
+            "count the sessions that there are; averages start anew after a gap.",
+            soft_wrap=True,
+        )
     with dg.DagsterInstance.get() as instance, _progress(console, len(sessions), len(folds)):
         span = {"dagster/asset_partition_range_start": sessions[0], "dagster/asset_partition_range_end": sessions[-1]}
         _run(definitions, "session_data", instance, tags=span)
@@ -122,33 +126,27 @@ def _real(root: Path, data: Path, symbol: str | None) -> Settings:
             dbn_dir=data.resolve(),
             symbol=symbol or _guess_symbol(entries),
             label=LabelSettings(mode="volatility"),
+            split=Settings.load({**os.environ, "SPYMASTER_DATA_DIR": str(root)}).split,
         )
     )
     calendar = calendar_of(settings.symbol)
     latest = max(e.header.end_ns or e.header.start_ns for e in entries)
-    sessions = []
+    covered = []
     key = settings.first_session
     while calendar.session(key).regular_open_ns < latest:
-        session = calendar.session(key)
-        if covers(entries, session, settings.instrument):
-            sessions.append(key)
+        if covers(entries, calendar.session(key), settings.instrument):
+            covered.append(key)
         key = calendar.next(key)
-    if not sessions:
+    if not covered:
         raise ConfigError("the files cover no session", where=str(data), expected=f"sessions of {settings.symbol}")
-    return replace(settings, first_session=sessions[0], last_session=_last_with_records(settings, entries, sessions))
-
-
-def _last_with_records(settings: Settings, entries: tuple[FileEntry, ...], sessions: list[str]) -> str:
-    """Newest covered session that has records: a header may state a later end than its file holds."""
-    for key in reversed(sessions):
-        try:
-            register_session(entries, calendar_of(settings.symbol), settings.instrument, key, None)
-        except MissingInputError:
-            continue
-        return key
-    raise ConfigError(
-        "no session holds a record of the instrument", where=str(settings.dbn_dir), expected=settings.symbol
-    )
+    # a header may state a range that its records leave partly empty, so the records decide
+    between = calendar.sessions(covered[0], covered[-1])
+    recorded = set(recorded_sessions(entries, calendar, settings.instrument, between))
+    if not recorded.intersection(covered):
+        raise ConfigError("no session holds a record of the instrument", where=str(data), expected=settings.symbol)
+    first, last = (f(k for k in covered if k in recorded) for f in (min, max))
+    missing = tuple(k for k in between if first <= k <= last and k not in recorded)
+    return replace(settings, first_session=first, last_session=last, missing_sessions=missing)
 
 
 def _guess_symbol(entries: tuple[FileEntry, ...]) -> str:

@@ -1,65 +1,176 @@
-"""The nightly sensor: a session's data when its input is in and its close has passed, models when the schedule says so."""
+"""The nightly sensor: a session's data when its input is in or has changed, models and reports when theirs have."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 
 import dagster as dg
 
+from spymaster_assets.assets.market import FILE_ASSETS, SEEN_INPUTS
+from spymaster_assets.assets.signals import warmup_sessions
 from spymaster_assets.errors import SpymasterError
-from spymaster_assets.market.files import FileEntry, covers, scan_folder
-from spymaster_assets.partitions import all_sessions, calendar_of, scheduled_asof
-from spymaster_assets.settings import MINUTE_NS, Settings
-from spymaster_assets.store import ArtifactStore
+from spymaster_assets.market.files import (
+    FileEntry,
+    FlatFile,
+    covers,
+    inputs_fingerprint,
+    scan_flat,
+    scan_folder,
+    session_inputs,
+)
+from spymaster_assets.partitions import (
+    MODEL_ASSETS,
+    REPORT_ASSET,
+    SESSION_ASSETS,
+    all_sessions,
+    calendar_of,
+    scheduled_asof,
+)
+from spymaster_assets.settings import MINUTE_NS, NightlySettings, Settings, fingerprint
+from spymaster_assets.store import Artifact, ArtifactStore
 
 DATA_JOB = "session_data"
 MODEL_JOB = "asof_models"
 REPORT_JOB = "fold_report"
+_INPUT_NAME = re.compile(r"(\w+)(?:\[(.+)\])?")
+_REQUEST_TAG, _INPUTS_TAG = "spymaster/request", "spymaster/inputs"
+_GRAPH = frozenset((*SESSION_ASSETS, *MODEL_ASSETS, REPORT_ASSET))
 
 
 @dataclass(frozen=True)
 class Request:
-    """One run to ask for: a job and a partition. Its key names it for good, so that it is asked for once."""
+    """One run to ask for: a job, a partition and the fingerprint of what the run would be made from."""
 
     job: str
     partition: str
+    inputs: str
 
     @property
-    def key(self) -> str:
-        """Run key."""
+    def name(self) -> str:
+        """What is asked for, whatever its inputs."""
         return f"{self.job}:{self.partition}"
+
+    def key(self, attempt: int) -> str:
+        """Run key of the n-th attempt, which Dagster runs once."""
+        return f"{self.name}:{self.inputs}:{attempt}"
 
 
 def due_requests(
-    settings: Settings, store: ArtifactStore, entries: tuple[FileEntry, ...], now: datetime
+    settings: Settings,
+    store: ArtifactStore,
+    entries: tuple[FileEntry, ...],
+    flat: tuple[FlatFile, ...],
+    now: datetime,
+    gave_up: Callable[[Request], bool] = lambda request: False,
 ) -> Iterator[Request]:
-    """Runs that are due at `now`, oldest first, judged from what is in the store alone (so a restart changes nothing).
+    """Runs that are due at `now`, oldest first, judged from files and store alone, so a restart changes nothing.
 
-    Data: the session's close and the grace time have passed, a file covers it, and its sequences are not made. Models: the as-of
-    session is on the schedule, all earlier sessions of its window are made and it has none. Report: the models' test sessions are made.
+    Data: the session's close and the grace time have passed, its files cover it and none was written just now, and its artifacts are
+    missing or made from other files or other upstream artifacts. Models: the as-of session is on the schedule, all earlier sessions of its
+    window are made, and it has none, or some made from other artifacts. Report: the same of the models and their test sessions.
+    What a request that was given up left behind stands: nothing waits for it.
     """
-    calendar = calendar_of(settings.symbol)
-    now_ns = int(now.timestamp()) * 1_000_000_000
+    made = _Made(store)
     sessions = all_sessions(settings, now)
-    made = set(store.keys("sequence_dataset"))
+    index = {key: n for n, key in enumerate(sessions)}
+    waiting = set()
+    for request, settled in _due_data(settings, made, entries, flat, sessions, int(now.timestamp()) * 1_000_000_000):
+        if not gave_up(request):
+            waiting.add(request.partition)
+            if settled:
+                yield request
+
+    def ready(keys: Iterable[str]) -> bool:
+        return all(k not in waiting and made.has(SESSION_ASSETS, k) for k in keys)
+
+    def request_of(job: str, asof: str, keys: Iterable[str], assets: Iterable[str] = ()) -> Request:
+        parts = [made.sha256(a, k) for k in keys for a in ("signals", "sequence_dataset")]
+        return Request(job, asof, fingerprint(parts, [made.sha256(a, asof) for a in assets]))
+
+    for asof in scheduled_asof(settings, now):
+        at, rolling = index[asof], settings.split.window == "rolling"
+        history = sessions[max(0, at - settings.split.history_sessions) if rolling else 0 : at]
+        models = request_of(MODEL_JOB, asof, history)
+        stale = any(made.outdated(a, asof) for a in MODEL_ASSETS)
+        if not ready(history):
+            continue
+        if stale and not gave_up(models):
+            yield models
+            continue
+        test = sessions[at : at + settings.split.retrain_every_sessions]
+        if len(test) < settings.split.retrain_every_sessions or not ready(test) or not made.has(MODEL_ASSETS, asof):
+            continue
+        report = request_of(REPORT_JOB, asof, test, MODEL_ASSETS)
+        if made.outdated(REPORT_ASSET, asof) and not gave_up(report):
+            yield report
+
+
+def _due_data(
+    settings: Settings,
+    made: _Made,
+    entries: tuple[FileEntry, ...],
+    flat: tuple[FlatFile, ...],
+    sessions: list[str],
+    now_ns: int,
+) -> Iterator[tuple[Request, bool]]:
+    """Sessions whose artifacts are to be made, and whether their files are settled: one written just now may still be growing."""
+    calendar = calendar_of(settings.symbol)
     for key in sessions:
         session = calendar.session(key)
-        if key in made or session.close_ns + settings.nightly.grace_min * MINUTE_NS > now_ns:
+        if session.close_ns + settings.nightly.grace_min * MINUTE_NS > now_ns:
             continue
-        if covers(entries, session, settings.instrument):
-            yield Request(DATA_JOB, key)
-    index = {key: n for n, key in enumerate(sessions)}
-    for asof in scheduled_asof(settings, now):
-        at = index[asof]
-        history = sessions[max(0, at - settings.split.history_sessions) : at]
-        if not store.exists("retrieval_index", asof) and all(k in made for k in history):
-            yield Request(MODEL_JOB, asof)
-        test = sessions[at : at + settings.split.retrain_every_sessions]
-        complete = len(test) == settings.split.retrain_every_sessions and all(k in made for k in test)
-        if complete and store.exists("retrieval_index", asof) and not store.exists("calibration_report", asof):
-            yield Request(REPORT_JOB, asof)
+        if not covers(entries, session, settings.instrument):
+            continue
+        files = session_inputs(entries, flat, calendar, settings.instrument, key)
+        inputs = inputs_fingerprint(files)
+        if made.from_files(key, inputs) and not any(made.outdated(a, key) for a in SESSION_ASSETS):
+            continue
+        growing = any(0 <= now_ns - f.mtime_ns < settings.nightly.settle_min * MINUTE_NS for f in files)
+        warmup = [made.sha256("ohlcv_bars", k) for k in warmup_sessions(settings, key)]
+        yield Request(DATA_JOB, key, fingerprint(inputs, warmup)), not growing
+
+
+class _Made:
+    """What the store holds, each manifest read once."""
+
+    def __init__(self, store: ArtifactStore) -> None:
+        self._load = cache(lambda asset, key: _manifest(store, asset, key))
+
+    def has(self, assets: Iterable[str], key: str) -> bool:
+        return all(self._load(a, key) is not None for a in assets)
+
+    def sha256(self, asset: str, key: str) -> str:
+        artifact = self._load(asset, key)
+        return artifact.sha256 if artifact else ""
+
+    def from_files(self, key: str, inputs: str) -> bool:
+        """True when every artifact that is made from files saw these."""
+        seen = [self._load(a, key) for a in FILE_ASSETS]
+        return all(a is not None and a.metadata.get(SEEN_INPUTS) == inputs for a in seen)
+
+    def outdated(self, asset: str, key: str) -> bool:
+        """True when the artifact is missing, or an artifact that it was made from has been made anew with another content."""
+        artifact = self._load(asset, key)
+        return artifact is None or any(self.sha256(*of) != sha256 for of, sha256 in _upstream(artifact))
+
+
+def _upstream(artifact: Artifact) -> Iterator[tuple[tuple[str, str], str]]:
+    """((asset, key), SHA-256) of the artifacts among the recorded inputs; files and the contract are none."""
+    for name, sha256 in artifact.inputs.items():
+        named = _INPUT_NAME.fullmatch(name)
+        if named and named[1] in _GRAPH:
+            yield (named[1], named[2] or artifact.key), sha256
+
+
+def _manifest(store: ArtifactStore, asset: str, key: str) -> Artifact | None:
+    try:
+        return store.load(asset, key)
+    except SpymasterError:  # missing, or torn: to be made either way
+        return None
 
 
 def nightly_sensor(
@@ -82,29 +193,51 @@ def nightly_sensor(
             yield dg.SkipReason("disabled by configuration (SPYMASTER_NIGHTLY=0 or nightly.enabled=false)")
             return
         try:
-            entries = scan_folder(settings.dbn_dir)
+            entries, flat = scan_folder(settings.dbn_dir), scan_flat(settings.dbn_dir)
         except SpymasterError as error:
             yield dg.SkipReason(f"input cannot be read: {error}")
             return
-        sent = 0
-        for request in due_requests(settings, ArtifactStore(settings.root), entries, clock()):
+        now, sent = clock(), 0
+        attempts: dict[Request, int | None] = {}
+
+        def gave_up(request: Request) -> bool:
+            attempts[request] = _attempt(context.instance, request, now, settings.nightly)
+            return attempts[request] is None
+
+        for request in due_requests(settings, ArtifactStore(settings.root), entries, flat, now, gave_up):
             if sent == settings.nightly.max_sessions_per_tick:
                 break
-            if _was_requested(context.instance, request.key):
+            attempt = attempts[request]
+            if not attempt:
                 continue
             sent += 1
             yield dg.RunRequest(
-                run_key=request.key,
+                run_key=request.key(attempt),
                 job_name=request.job,
                 partition_key=request.partition,
-                tags={"spymaster/request": request.key},
+                tags={_REQUEST_TAG: request.name, _INPUTS_TAG: request.inputs},
             )
         if not sent:
-            yield dg.SkipReason("nothing is due")
+            stuck = ", ".join(r.name for r, n in attempts.items() if n is None)
+            given_up = (
+                f"; given up after {settings.nightly.max_attempts} runs on the same input: {stuck}" if stuck else ""
+            )
+            yield dg.SkipReason(f"nothing is due{given_up}")
 
     return nightly
 
 
-def _was_requested(instance: dg.DagsterInstance, key: str) -> bool:
-    """True when a run of this request exists; run keys would drop a repeat anyway, this keeps the tick's quota for new ones."""
-    return bool(instance.get_run_records(dg.RunsFilter(tags={"spymaster/request": key}), limit=1))
+def _attempt(instance: dg.DagsterInstance, request: Request, now: datetime, settings: NightlySettings) -> int | None:
+    """Number of the attempt that may be made now, from 1; 0 while a run of the partition is under way or ended just now, None when all
+    are used up for these inputs. The instance's runs tell, so a new daemon goes on where the last one stopped.
+    """
+    records = instance.get_run_records(dg.RunsFilter(tags={_REQUEST_TAG: request.name}))
+    if any(not r.dagster_run.is_finished for r in records):
+        return 0
+    same = [r for r in records if r.dagster_run.tags.get(_INPUTS_TAG) == request.inputs]
+    if len(same) >= settings.max_attempts:
+        return None
+    ended = max((r.end_time or 0.0 for r in same), default=0.0)
+    if 0 <= now.timestamp() - ended < settings.retry_min * 60:
+        return 0
+    return len(same) + 1

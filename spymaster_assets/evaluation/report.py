@@ -9,6 +9,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from spymaster_assets.evaluation.calibration import BASELINES
+from spymaster_assets.market.calendar import TradingCalendar
+from spymaster_assets.market.instruments import instrument
 
 _TEMPLATE = "report.html.j2"
 NAMES = {
@@ -89,11 +91,20 @@ def render_report(data: ReportData) -> bytes:
         verdicts=verdicts(data.pooled),
         rolls=[c for c in data.coverage if c["front"]["rolled_from"]],
         thin=[c for c in data.coverage if c["coverage_regular"] < 1],
+        absent=absent_sessions(data.symbol, data.sessions),
         records=sum(f["session_record_count"] for c in data.coverage for f in c["files"]),
         schemas=sorted({c["schema"] for c in data.coverage}),
         best_baseline=best_baselines(data.pooled),
     )
     return html.encode()
+
+
+def absent_sessions(symbol: str, sessions: list[str]) -> list[str]:
+    """Trading sessions between the first and the last of `sessions` that are not among them."""
+    if not sessions:
+        return []
+    between = TradingCalendar(instrument(symbol)).sessions(min(sessions), max(sessions))
+    return [k for k in between if k not in set(sessions)]
 
 
 def verdicts(pooled: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -62,6 +62,13 @@ class TradingCalendar:
                 days.add(day)
         return sorted(days)
 
+    @property
+    def rules(self) -> dict[str, Any]:
+        """What of the profile and the reviewed overrides decides whose records a session holds and when it runs (JSON-able)."""
+        names = ("symbol", "root", "kind", "calendar", "session_open", "session_close")
+        profile = {name: getattr(self.instrument, name) for name in names}
+        return {**profile, "overrides": _overrides(self.instrument.calendar)}
+
     def sessions(self, first: str, last: str) -> list[str]:
         """Session keys from `first` to `last`, both included, sorted."""
         return self._keys[bisect_left(self._keys, first) : bisect_left(self._keys, last + "\uffff")]

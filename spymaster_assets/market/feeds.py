@@ -16,7 +16,7 @@ from spymaster_assets.market.basis import option_roots
 from spymaster_assets.market.book import BookSnapshots, book_snapshots, build_mbp10, snapshots_of_records
 from spymaster_assets.market.calendar import Session
 from spymaster_assets.market.dbn import BOOK_SCHEMAS, read_records
-from spymaster_assets.market.files import FileEntry, minutes_seen, share_seen, symbols_of
+from spymaster_assets.market.files import FileEntry, minutes_seen, scan_flat, share_seen, symbols_of
 from spymaster_assets.market.instruments import Instrument
 from spymaster_assets.market.options import (
     CONSOLIDATED_QUOTE_SCHEMAS,
@@ -24,6 +24,8 @@ from spymaster_assets.market.options import (
     VENUE_QUOTE_SCHEMAS,
     OpenInterest,
     OptionTrades,
+    is_option_trades_csv,
+    names_option,
     option_trades_from_csv,
     option_trades_from_dbn,
     read_definitions,
@@ -35,16 +37,15 @@ BOOK_PREFERENCE = ("mbp-10", "mbo", "mbp-1")
 QUOTE_PREFERENCE = (*CONSOLIDATED_QUOTE_SCHEMAS, *VENUE_QUOTE_SCHEMAS)
 QUIET_MIN = 5
 """0DTE options of an index fund trade every second: a silence this long before the close is the end of the feed."""
-CSV_SUFFIXES = (".csv", ".csv.gz")
 
 
 @dataclass(frozen=True)
 class OptionSource:
-    """Files of a session's option trades: a DBN file with its definitions and, if there are, quotes, or one flat CSV file."""
+    """Files of a session's option trades: DBN files with their definitions and, if there are, quotes, or one flat CSV file."""
 
-    trades: Path
+    trades: tuple[Path, ...]
     definitions: Path | None
-    quotes: Path | None
+    quotes: tuple[Path, ...]
     statistics: Path | None
     root: str
     schema: str
@@ -54,7 +55,8 @@ class OptionSource:
     @property
     def files(self) -> tuple[Path, ...]:
         """All of them."""
-        return tuple(p for p in (self.trades, self.definitions, self.quotes, self.statistics) if p is not None)
+        single = (self.definitions, self.statistics)
+        return (*self.trades, *self.quotes, *(p for p in single if p is not None))
 
 
 def book_files(entries: Sequence[FileEntry], session: Session, instrument: Instrument) -> tuple[FileEntry, ...]:
@@ -103,64 +105,74 @@ def option_source(
 ) -> OptionSource | None:
     """Where the session's option trades are, of the instrument's own options or else of SPY's; None when there are none.
 
-    DBN trades count when a definition file of their dataset defines an option on the root; without DBN files a flat file whose name
-    holds the session's date (`YYYY-MM-DD.csv.gz`). Raises MarketDataError when two files claim the session.
+    A root counts when a definition file defines an option on it that expires on the session's day; then every file of that dataset counts
+    that brings trades of such an id, whatever else is in it. Without DBN files a flat file of option trades whose name holds the
+    session's date serves (`YYYY-MM-DD.csv.gz`). Raises MarketDataError when two flat files claim the session.
     """
     # regular hours, not the session: daily files are cut at midnight UTC, which lies inside sessions
-    hours = session.regular_open_ns, session.regular_close_ns
-    candidates = [e for e in entries if e.overlaps(*hours) and (not e.may_hold(instrument) or not e.header.symbols)]
+    candidates = [e for e in entries if e.overlaps(session.regular_open_ns, session.regular_close_ns)]
     defined = [e for e in candidates if e.header.schema == "definition"]
+    day = date.fromisoformat(session.key)
     for root, definition in product(option_roots(instrument), defined):
         found = read_definitions(definition.path, root)
-        if not found.wanted.any():
+        expiring = set(found.instrument_id[found.wanted & (found.expiry == day.toordinal())].tolist())
+        if not expiring:
             continue
-        known = set(found.instrument_id[found.wanted].tolist())
         same = [e for e in candidates if e.header.dataset == definition.header.dataset]
-        mine = [e for e in same if not e.header.symbols or any(s.instrument_id in known for s in e.header.symbols)]
+        mine = [e for e in same if not e.header.symbols or any(s.instrument_id in expiring for s in e.header.symbols)]
         trades = [e for e in mine if e.header.schema == "trades" or e.header.schema in QUOTED_TRADE_SCHEMAS]
         if not trades:
             continue
-        if len(trades) > 1:
-            raise MarketDataError(
-                "two files bring the option trades of one session",
-                where=", ".join(e.name for e in trades),
-                expected=f"one file of options on {root} for session {session.key}",
-                remedy="delete the one that repeats the other",
-            )
-        quotes = sorted(
-            (e for e in mine if e.header.schema in QUOTE_PREFERENCE),
-            key=lambda e: QUOTE_PREFERENCE.index(e.header.schema),
-        )
-        header = trades[0].header
+        schemas = sorted({e.header.schema for e in trades})
+        quoted = next((s for s in QUOTE_PREFERENCE if any(e.header.schema == s for e in mine)), None)
+        from_ns, until_ns = _reach(trades, session)
         return OptionSource(
-            trades[0].path,
+            tuple(e.path for e in trades),
             definition.path,
-            quotes[0].path if quotes and header.schema == "trades" else None,
+            tuple(e.path for e in mine if e.header.schema == quoted) if "trades" in schemas else (),
             next((e.path for e in mine if e.header.schema == "statistics"), None),
             root,
-            header.schema,
-            max(header.start_ns, session.open_ns),
-            min(header.end_ns or session.close_ns, session.close_ns),
+            "+".join(schemas),
+            from_ns,
+            until_ns,
         )
-    flat = sorted(p for p in dbn_dir.rglob(f"*{session.key}*") if p.name.endswith(CSV_SUFFIXES) and p.is_file())
-    if len(flat) > 1:
+    csv = [f.path for f in scan_flat(dbn_dir) if f.is_of(session.key) and is_option_trades_csv(f.path)]
+    if len(csv) > 1:
+        csv = [p for p in csv if names_option(p, "SPY", day)]
+    if len(csv) > 1:
         raise MarketDataError(
             "two flat files bring the option trades of one session",
-            where=", ".join(p.name for p in flat),
+            where=", ".join(p.name for p in csv),
             expected=f"one file for {session.key}",
             remedy="delete the one that repeats the other",
         )
     # a flat file states no range: it is the whole day's
-    return OptionSource(flat[0], None, None, None, "SPY", "csv", session.open_ns, session.close_ns) if flat else None
+    return OptionSource(tuple(csv), None, (), None, "SPY", "csv", session.open_ns, session.close_ns) if csv else None
+
+
+def _reach(trades: Sequence[FileEntry], session: Session) -> tuple[int, int]:
+    """From when to when the stated ranges reach without a gap, within the session."""
+    trades = sorted(trades, key=lambda e: e.header.start_ns)
+    from_ns = reached = max(trades[0].header.start_ns, session.open_ns)
+    for entry in trades:
+        if entry.header.start_ns <= reached:
+            reached = max(reached, session.close_ns if entry.header.end_ns is None else entry.header.end_ns)
+    return from_ns, min(reached, session.close_ns)
 
 
 def load_option_trades(source: OptionSource, session: Session) -> OptionTrades:
-    """Trades of the source's options that expire on the session's day (0DTE), received within the session."""
+    """Trades of the source's options that expire on the session's day (0DTE), received within the session.
+
+    Raises MarketDataError when a file is damaged or repeats another.
+    """
     expiry = date.fromisoformat(session.key)
-    if source.definitions is None:
-        trades = option_trades_from_csv(source.trades, source.root, expiry)
-    else:
-        trades = option_trades_from_dbn(source.trades, source.definitions, source.root, expiry, source.quotes)
+    parts = [
+        option_trades_from_csv(path, source.root, expiry)
+        if source.definitions is None
+        else option_trades_from_dbn(path, source.definitions, source.root, expiry, source.quotes)
+        for path in source.trades
+    ]
+    trades = OptionTrades.join(parts, [path.name for path in source.trades])
     return trades.take((trades.ts_ns >= session.open_ns) & (trades.ts_ns < session.close_ns))
 
 

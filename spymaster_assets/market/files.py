@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
@@ -17,20 +18,25 @@ from spymaster_assets.market.calendar import Session, TradingCalendar, full_regu
 from spymaster_assets.market.contracts import ContractVolume, Front, choose_front, is_outright
 from spymaster_assets.market.dbn import BAR_SECONDS, SCHEMAS, DbnHeader, read_header, read_records, time_field
 from spymaster_assets.market.instruments import Instrument
-from spymaster_assets.settings import MINUTE_NS, NS
+from spymaster_assets.settings import MINUTE_NS, NS, fingerprint
 from spymaster_assets.store import file_sha256
 
 SIMULATED_MARK = "SIMULATED.json"
 """A folder that holds this file is a simulated market."""
 SUFFIXES = (".dbn", ".dbn.zst")
+CSV_SUFFIXES = (".csv", ".csv.gz")
+FRONT_SESSIONS = 2
+"""Sessions before one whose tape the choice of its front month, and of a roll, rests on."""
 
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One DBN file of the folder: its name relative to it, and its header."""
+    """One DBN file of the folder: its name relative to it, its header, and what tells it from another delivery unread."""
 
     name: str
     header: DbnHeader
+    size_bytes: int
+    mtime_ns: int
 
     @property
     def path(self) -> Path:
@@ -44,6 +50,20 @@ class FileEntry:
     def overlaps(self, open_ns: int, close_ns: int) -> bool:
         """True when the range that the header states meets [open_ns, close_ns)."""
         return self.header.start_ns < close_ns and (self.header.end_ns is None or self.header.end_ns > open_ns)
+
+
+@dataclass(frozen=True)
+class FlatFile:
+    """One flat CSV file of the folder; its name tells its day."""
+
+    name: str
+    path: Path
+    size_bytes: int
+    mtime_ns: int
+
+    def is_of(self, session_key: str) -> bool:
+        """True when the file's own name, not its folders', holds the session's date."""
+        return session_key in self.path.name
 
 
 @dataclass(frozen=True)
@@ -117,8 +137,69 @@ def scan_folder(dbn_dir: Path) -> tuple[FileEntry, ...]:
             where=str(dbn_dir),
             remedy="set SPYMASTER_DBN_DIR or run `make demo`",
         )
-    paths = sorted(p for p in dbn_dir.rglob("*") if p.is_file() and p.name.endswith(SUFFIXES))
-    return tuple(FileEntry(p.relative_to(dbn_dir).as_posix(), read_header(p)) for p in paths)
+    # size and time are taken before the header is read: a file that changes meanwhile must not look unchanged
+    return tuple(
+        FileEntry(p.relative_to(dbn_dir).as_posix(), read_header(p), s.st_size, s.st_mtime_ns)
+        for p, s in _files(dbn_dir, SUFFIXES)
+    )
+
+
+def scan_flat(dbn_dir: Path) -> tuple[FlatFile, ...]:
+    """Every CSV file below a folder, sorted by name, unread."""
+    files = _files(dbn_dir, CSV_SUFFIXES)
+    return tuple(FlatFile(p.relative_to(dbn_dir).as_posix(), p, s.st_size, s.st_mtime_ns) for p, s in files)
+
+
+def _files(folder: Path, suffixes: tuple[str, ...]) -> list[tuple[Path, os.stat_result]]:
+    return [(p, p.stat()) for p in sorted(folder.rglob("*")) if p.name.endswith(suffixes) and p.is_file()]
+
+
+def session_inputs(
+    entries: Sequence[FileEntry],
+    flat: Sequence[FlatFile],
+    calendar: TradingCalendar,
+    instrument: Instrument,
+    session_key: str,
+) -> tuple[FileEntry | FlatFile, ...]:
+    """Every file that a session's assets may read: those of all feeds that overlap it, and of a future the tape that names its front."""
+    session = calendar.session(session_key)
+    front_ns = session.open_ns
+    if instrument.is_future:
+        front_ns = calendar.session(calendar.previous(session_key, FRONT_SESSIONS)).open_ns
+    mine = [
+        e
+        for e in entries
+        if e.overlaps(session.open_ns, session.close_ns)
+        or (e.header.schema in SCHEMAS and e.may_hold(instrument) and e.overlaps(front_ns, session.close_ns))
+    ]
+    return (*mine, *(f for f in flat if f.is_of(session_key)))
+
+
+def inputs_fingerprint(files: Sequence[FileEntry | FlatFile]) -> str:
+    """16 hex digits that change when a file comes, goes, grows or is written again; no file is read."""
+    return fingerprint([(f.name, f.size_bytes, f.mtime_ns) for f in files])
+
+
+def recorded_sessions(
+    entries: Sequence[FileEntry], calendar: TradingCalendar, instrument: Instrument, keys: Sequence[str]
+) -> list[str]:
+    """Those of the sessions in which a file of trades or bars holds a record of the instrument; reads every such file once.
+
+    A header may state a range that its records leave partly empty. Raises MarketDataError when a file is damaged.
+    """
+    found = set()
+    for entry in entries:
+        if entry.header.schema not in SCHEMAS or not entry.may_hold(instrument):
+            continue
+        sessions = [s for k in keys if entry.overlaps((s := calendar.session(k)).open_ns, s.close_ns)]
+        if not sessions:
+            continue
+        records = read_records(entry.path)
+        for session in sessions:
+            outrights = _outrights([entry.header], session.key, instrument)
+            if np.isin(_inside(records, entry.header.schema, session)["instrument_id"], outrights).any():
+                found.add(session.key)
+    return sorted(found)
 
 
 def covers(entries: Sequence[FileEntry], session: Session, instrument: Instrument) -> bool:
@@ -187,7 +268,7 @@ def _register(
 ) -> SessionFiles | None:
     files = tuple(_registered(entry, count, inside, schema) for entry, count, inside in parts)
     _refuse_same_file(files)
-    _refuse_overlap(parts, schema)
+    _refuse_overlap(parts, schema, _outrights([e.header for e, _, _ in parts], session.key, instrument))
     field = time_field(schema)
     records = np.concatenate([inside for _, _, inside in parts])
     symbols = symbols_of([e.header for e, _, _ in parts], session.key)
@@ -241,6 +322,12 @@ def symbols_of(headers: Sequence[DbnHeader], session_key: str) -> dict[int, str]
     return {i: name for i, (_, name) in out.items()}
 
 
+def _outrights(headers: Sequence[DbnHeader], session_key: str, instrument: Instrument) -> NDArray[np.int64]:
+    """Ids (k,) that the headers name as the instrument's outrights on the session's date."""
+    symbols = symbols_of(headers, session_key)
+    return np.array([i for i, name in symbols.items() if is_outright(name, instrument)], np.int64)
+
+
 def _inside(records: NDArray[np.void], schema: str, session: Session) -> NDArray[np.void]:
     """Records of the session; files are in receive order, so that is one slice."""
     first, last = np.searchsorted(records[time_field(schema)], np.array([session.open_ns, session.close_ns], np.uint64))
@@ -274,8 +361,13 @@ def _refuse_same_file(files: Sequence[RegisteredFile]) -> None:
             )
 
 
-def _refuse_overlap(parts: list[tuple[FileEntry, int, NDArray[np.void]]], schema: str) -> None:
-    """Rows that merely repeat time, price and size are real trades; only overlapping sequence ranges or bar times are not."""
+def _refuse_overlap(
+    parts: list[tuple[FileEntry, int, NDArray[np.void]]], schema: str, outrights: NDArray[np.int64]
+) -> None:
+    """Rows that merely repeat time, price and size are real trades; only overlapping sequence ranges or bar times are not.
+
+    Options and spreads that lie in the same files are no part of the tape.
+    """
     for (a, _, one), (b, _, two) in combinations(parts, 2):
         if a.header.dataset != b.header.dataset:
             continue
@@ -284,7 +376,7 @@ def _refuse_overlap(parts: list[tuple[FileEntry, int, NDArray[np.void]]], schema
         if start > end:
             continue
         x, y = (part[(part[field] >= start) & (part[field] <= end)] for part in (one, two))
-        for i in np.intersect1d(x["instrument_id"], y["instrument_id"]):
+        for i in np.intersect1d(np.intersect1d(x["instrument_id"], y["instrument_id"]), outrights):
             u, v = x[x["instrument_id"] == i], y[y["instrument_id"] == i]
             if schema == "trades":
                 again = max(u["sequence"].min(), v["sequence"].min()) <= min(u["sequence"].max(), v["sequence"].max())

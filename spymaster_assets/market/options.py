@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
 import re
-from dataclasses import dataclass, fields
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from datetime import date
+from functools import lru_cache
+from itertools import combinations, islice
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +81,8 @@ CONSOLIDATED_QUOTE_SCHEMAS = {
 }
 """Quotes of all publishers together."""
 CSV_COLUMNS = ("ticker", "price", "size", "sip_timestamp", "sequence_number")
+_OPTION_NAME = re.compile(r"[ \d][CP] ?\d")
+"""Right and strike in the raw symbol of an option (`SPY   240201C00480000`, `ESH4 C4900`); outrights and spreads have none."""
 _PLAUSIBLE_NS = (date(2000, 1, 1), date(2100, 1, 1))
 _CSV_REMEDY = "download the flat file again, or drop the row if the vendor confirms the fault"
 
@@ -85,7 +93,7 @@ class OptionTrades:
 
     ts_ns: receive time, UTC. contract: index into `symbols`. strike_e9, price_e9, bid_e9, ask_e9: 1e-9 dollars (quotes from
     before the trade, UNDEFINED_PRICE where unknown). is_call. expiry: date ordinal. size: contracts. side: that of the
-    aggressor as the feed tells it, +1 buyer, -1 seller, 0 unknown.
+    aggressor as the feed tells it, +1 buyer, -1 seller, 0 unknown. undefined: option trades of the input that no definition names.
     """
 
     ts_ns: NDArray[np.int64]
@@ -99,14 +107,52 @@ class OptionTrades:
     ask_e9: NDArray[np.int64]
     side: NDArray[np.int8]
     symbols: tuple[str, ...]
+    undefined: int = 0
 
     def __len__(self) -> int:
         return len(self.ts_ns)
 
     def take(self, rows: NDArray[np.bool_] | NDArray[np.int64] | slice) -> OptionTrades:
         """The trades that a mask, index array or slice selects; contract indices keep their meaning."""
-        arrays = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "symbols"}
-        return OptionTrades(**arrays, symbols=self.symbols)
+        return replace(self, **{name: getattr(self, name)[rows] for name in _TRADE_COLUMNS})
+
+    @classmethod
+    def join(cls, parts: Sequence[OptionTrades], names: Sequence[str]) -> OptionTrades:
+        """One feed of the parts of several files in receive order; names: of the files, for the error.
+
+        Raises MarketDataError when two parts have trades of one contract in the same time: one of them repeats the other.
+        """
+        if len(parts) == 1:
+            return parts[0]
+        symbols = tuple(sorted({s for part in parts for s in part.symbols}))
+        number = {s: n for n, s in enumerate(symbols)}
+        parts = [
+            replace(
+                p, contract=np.array([number[s] for s in p.symbols], np.int64)[p.contract] if len(p) else p.contract
+            )
+            for p in parts
+        ]
+        for (a, one), (b, two) in combinations(zip(names, parts, strict=True), 2):
+            _refuse_repeat(a, one, b, two)
+        ts_ns = np.concatenate([p.ts_ns for p in parts])
+        columns = {name: np.concatenate([getattr(p, name) for p in parts]) for name in _TRADE_COLUMNS}
+        whole = cls(**columns, symbols=symbols, undefined=sum(p.undefined for p in parts))
+        return whole.take(np.argsort(ts_ns, kind="stable"))
+
+
+_TRADE_COLUMNS = tuple(f.name for f in fields(OptionTrades) if f.name not in ("symbols", "undefined"))
+
+
+def _refuse_repeat(a: str, one: OptionTrades, b: str, two: OptionTrades) -> None:
+    for contract in np.intersect1d(one.contract, two.contract):
+        x, y = one.ts_ns[one.contract == contract], two.ts_ns[two.contract == contract]
+        if max(x[0], y[0]) <= min(x[-1], y[-1]):
+            raise MarketDataError(
+                f"two files bring the option trades of one session: {one.symbols[int(contract)].strip()} trades in both at once",
+                where=f"{a}, {b}",
+                expected="files whose trades do not overlap",
+                remedy="delete the one that repeats the other",
+            )
 
 
 @dataclass(frozen=True)
@@ -136,6 +182,20 @@ def read_definitions(path: Path, root: str) -> OptionDefinitions:
     An adjusted contract (root SPY1) has the underlying SPY too, but delivers something else: it is not wanted.
     Raises MarketDataError when the file is damaged, an option lacks strike or expiry, or an id has two meanings.
     """
+    try:
+        told = path.stat()
+    except OSError:
+        raise MarketDataError("no such file", where=str(path), remedy="check SPYMASTER_DBN_DIR") from None
+    definitions, underlying = _definitions(path, told.st_size, told.st_mtime_ns)
+    symbol = definitions.raw_symbol
+    occ = np.char.str_len(symbol) == 21  # root padded to 6, YYMMDD, C or P, 8-digit strike
+    own_root = ~occ | (np.char.rstrip(symbol.astype("S6")) == root.encode())
+    return replace(definitions, wanted=definitions.wanted & _is_underlying(underlying, root) & own_root)
+
+
+@lru_cache(maxsize=4)
+def _definitions(path: Path, size_bytes: int, mtime_ns: int) -> tuple[OptionDefinitions, NDArray[np.bytes_]]:
+    """Definitions with every option wanted, and the underlying of each; read once as long as the file is the same."""
     header = read_header(path)
     records = read_records(path, {"definition": (DEFINITION_DTYPES[header.version], 0x13)})
     records = records[np.argsort(records["instrument_id"], kind="stable")]
@@ -160,19 +220,18 @@ def read_definitions(path: Path, root: str) -> OptionDefinitions:
                 remedy="use one definition file a day: ids are given out anew each day",
             )
     records = records[np.append(~same, True)] if len(records) else records
-    right, symbol = records["instrument_class"], records["raw_symbol"]
-    occ = np.char.str_len(symbol) == 21  # root padded to 6, YYMMDD, C or P, 8-digit strike
-    own_root = ~occ | (np.char.rstrip(symbol.astype("S6")) == root.encode())
-    option = (right == b"C") | (right == b"P")
-    return OptionDefinitions(
+    right = records["instrument_class"]
+    # copies: views would keep the whole file in memory
+    definitions = OptionDefinitions(
         instrument_id=records["instrument_id"].astype(np.int64),
-        raw_symbol=symbol,
+        raw_symbol=records["raw_symbol"].copy(),
         strike_e9=records["strike_price"].astype(np.int64),
         is_call=right == b"C",
         # OPRA states an expiration as midnight UTC of its date, which is the day before in New York
         expiry=(records["expiration"] // np.uint64(DAY_NS)).astype(np.int64) + EPOCH_ORDINAL,
-        wanted=option & _is_underlying(records["underlying"], root) & own_root,
+        wanted=(right == b"C") | (right == b"P"),
     )
+    return definitions, records["underlying"].copy()
 
 
 def _is_underlying(names: NDArray[np.bytes_], root: str) -> NDArray[np.bool_]:
@@ -207,12 +266,13 @@ def option_trades_from_dbn(
     definitions_path: Path,
     root: str,
     expiry: date | None = None,
-    quotes_path: Path | None = None,
+    quotes_paths: Sequence[Path] = (),
 ) -> OptionTrades:
     """Trades of options on `root` (all expiries, or one) from a DBN file of schema trades, tbbo or tcbbo.
 
-    quotes_path (mbp-1, cmbp-1, cbbo-1s or cbbo-1m) gives each trade the last quote received strictly before it; tbbo and tcbbo
-    bring their own. Raises MarketDataError when a file is damaged or a trade's instrument is not defined.
+    The file may hold other instruments too: definitions say by id what is taken. quotes_paths (mbp-1, cmbp-1, cbbo-1s or cbbo-1m, all of
+    one schema) give each trade the last quote received strictly before it; tbbo and tcbbo bring their own. Raises MarketDataError when
+    a file is damaged.
     """
     definitions = read_definitions(definitions_path, root)
     records = read_records(trades_path, {"trades": SCHEMAS["trades"], **QUOTED_TRADE_SCHEMAS})
@@ -220,13 +280,8 @@ def option_trades_from_dbn(
     at = np.searchsorted(definitions.instrument_id, ids)
     known = at < len(definitions.instrument_id)
     known[known] = definitions.instrument_id[at[known]] == ids[known]
-    if not known.all():
-        raise MarketDataError(
-            f"{int((~known).sum())} trades have no definition, first instrument id {int(ids[known.argmin()])}",
-            where=f"{trades_path}, record {int(known.argmin())}",
-            expected=f"every id in {definitions_path.name}",
-            remedy="download the definitions of the same day and symbols",
-        )
+    undefined = _undefined_options(ids[~known], trades_path)
+    records, at = records[known], at[known]
     keep = definitions.wanted[at]
     if expiry is not None:
         keep &= definitions.expiry[at] == expiry.toordinal()
@@ -235,8 +290,8 @@ def option_trades_from_dbn(
     ts_ns = records["ts_recv"].astype(np.int64)
     if "bid_px_00" in (records.dtype.names or ()):
         bid, ask = records["bid_px_00"].astype(np.int64), records["ask_px_00"].astype(np.int64)
-    elif quotes_path is not None:
-        bid, ask = _joined_quotes(records, ts_ns, quotes_path)
+    elif quotes_paths:
+        bid, ask = _joined_quotes(records, ts_ns, quotes_paths)
     else:
         bid = ask = np.full(len(records), UNDEFINED_PRICE, np.int64)
     side = records["side"]
@@ -252,15 +307,26 @@ def option_trades_from_dbn(
         ask_e9=ask,
         side=(side == b"B").astype(np.int8) - (side == b"A").astype(np.int8),
         symbols=tuple(s.decode() for s in definitions.raw_symbol[used]),
+        undefined=undefined,
     )
 
 
+def _undefined_options(ids: NDArray[np.int64], path: Path) -> int:
+    """How many trades (n,) of ids without a definition may be options': those that the file's header does not name as something else."""
+    others = {s.instrument_id for s in read_header(path).symbols if not _OPTION_NAME.search(s.raw_symbol)}
+    return int((~np.isin(ids, list(others))).sum())
+
+
 def _joined_quotes(
-    trades: NDArray[np.void], ts_ns: NDArray[np.int64], path: Path
+    trades: NDArray[np.void], ts_ns: NDArray[np.int64], paths: Sequence[Path]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     schemas = {**VENUE_QUOTE_SCHEMAS, **CONSOLIDATED_QUOTE_SCHEMAS}
-    quotes = read_records(path, schemas)
-    by_venue = read_header(path).schema in VENUE_QUOTE_SCHEMAS
+    parts = [read_records(path, schemas) for path in paths]
+    quotes = parts[0]
+    if len(parts) > 1:
+        quotes = np.concatenate(parts)
+        quotes = quotes[np.argsort(quotes["ts_recv"], kind="stable")]
+    by_venue = read_header(paths[0]).schema in VENUE_QUOTE_SCHEMAS
     keys = []
     for records in (trades, quotes):
         key = records["instrument_id"].astype(np.int64)
@@ -326,12 +392,7 @@ def option_trades_from_csv(path: Path, root: str = "SPY", expiry: date | None = 
         # every column as text, or one odd cell would silently change what a whole column means
         rows = _scan(path).filter(pl.col("ticker").is_null() | pl.col("ticker").str.starts_with(f"O:{root}")).collect()
     except (OSError, EOFError, pl.exceptions.PolarsError) as error:
-        raise MarketDataError(
-            f"cannot be read as CSV: {type(error).__name__}: {str(error).splitlines()[0]}",
-            where=str(path),
-            expected=f"a whole .csv or .csv.gz file with the columns {', '.join(CSV_COLUMNS)}",
-            remedy="download the flat file again",
-        ) from None
+        raise _unreadable(path, error) from None
     parts = rows["ticker"].str.extract_groups(r"^O:(?<root>.+)(?<day>\d{6})(?<right>[CP])(?<strike>\d{8})$").struct
     first_ns, last_ns = ((d.toordinal() - EPOCH_ORDINAL) * DAY_NS for d in _PLAUSIBLE_NS)
     table = rows.select(
@@ -379,6 +440,37 @@ def option_trades_from_csv(path: Path, root: str = "SPY", expiry: date | None = 
         ask_e9=unknown,
         side=np.zeros(table.height, np.int8),
         symbols=tuple(table["ticker"].gather(first)),
+    )
+
+
+def is_option_trades_csv(path: Path) -> bool:
+    """Whether a flat file has the columns of trades and its first ticker is an option's; those of shares, quotes and bars are not.
+
+    Raises MarketDataError when its first lines cannot be read.
+    """
+    try:
+        with gzip.open(path, "rt") if path.name.endswith(".gz") else path.open() as lines:
+            rows = list(islice(csv.DictReader(lines), 1))
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error) as error:
+        raise _unreadable(path, error) from None
+    return any(set(CSV_COLUMNS) <= set(row) and (row["ticker"] or "").startswith("O:") for row in rows)
+
+
+def names_option(path: Path, root: str, expiry: date) -> bool:
+    """Whether a flat file has a ticker of `root` that expires then; raise MarketDataError when it cannot be read."""
+    mine = pl.col("ticker").str.starts_with(f"O:{root}{expiry:%y%m%d}")
+    try:
+        return bool(_scan(path).filter(mine).head(1).collect().height)
+    except (OSError, EOFError, pl.exceptions.PolarsError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> MarketDataError:
+    return MarketDataError(
+        f"cannot be read as CSV: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}",
+        where=str(path),
+        expected=f"a whole .csv or .csv.gz file with the columns {', '.join(CSV_COLUMNS)}",
+        remedy="download the flat file again",
     )
 
 

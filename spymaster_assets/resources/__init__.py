@@ -7,7 +7,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from spymaster_assets.market.files import FileEntry, scan_folder
+from spymaster_assets.market.files import FileEntry, FlatFile, scan_flat, scan_folder
 from spymaster_assets.store import ArtifactStore
 from spymaster_assets.tracking import TrackingSettings
 
@@ -37,6 +37,11 @@ class MarketSource(dg.ConfigurableResource):
     def entries(self) -> tuple[FileEntry, ...]:
         """Headers of every DBN file in the folder."""
         return scan_folder(self.folder)
+
+    @cached_property
+    def flat(self) -> tuple[FlatFile, ...]:
+        """Flat CSV files in the folder."""
+        return scan_flat(self.folder)
 
 
 class Trackers(dg.ConfigurableResource):

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import product
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
-from spymaster_assets.automation.nightly import DATA_JOB, MODEL_JOB, REPORT_JOB, due_requests, nightly_sensor
+from spymaster_assets.assets.market import SEEN_INPUTS
+from spymaster_assets.automation.demo import _QUIET
+from spymaster_assets.automation.nightly import DATA_JOB, MODEL_JOB, REPORT_JOB, Request, due_requests, nightly_sensor
 from spymaster_assets.definitions import build_definitions
-from spymaster_assets.market.files import scan_folder
-from spymaster_assets.partitions import all_sessions, calendar_of, scheduled_asof
+from spymaster_assets.market.files import inputs_fingerprint, scan_flat, scan_folder, session_inputs
+from spymaster_assets.partitions import (
+    MODEL_ASSETS,
+    REPORT_ASSET,
+    SESSION_ASSETS,
+    all_sessions,
+    calendar_of,
+    scheduled_asof,
+)
 from spymaster_assets.settings import NightlySettings, Settings
 from spymaster_assets.store import ArtifactStore
 from spymaster_assets_tests.graph.conftest import Demo
@@ -22,9 +33,13 @@ from spymaster_assets_tests.graph.conftest import Demo
 LATER = datetime(2030, 1, 1, tzinfo=UTC)
 
 
+def requests(settings: Settings, now: datetime) -> list[Request]:
+    folder = settings.dbn_dir
+    return list(due_requests(settings, ArtifactStore(settings.root), scan_folder(folder), scan_flat(folder), now))
+
+
 def due(settings: Settings, now: datetime) -> list[str]:
-    entries = scan_folder(settings.dbn_dir)
-    return [r.key for r in due_requests(settings, ArtifactStore(settings.root), entries, now)]
+    return [r.name for r in requests(settings, now)]
 
 
 def closing(settings: Settings, key: str, minutes: int) -> datetime:
@@ -32,9 +47,20 @@ def closing(settings: Settings, key: str, minutes: int) -> datetime:
     return datetime.fromtimestamp(close_ns / 1e9, UTC) + timedelta(minutes=minutes)
 
 
-def pretend(settings: Settings, asset: str, keys: list[str]) -> None:
-    for key in keys:
-        ArtifactStore(settings.root).publish(asset, key, {"x.json": b"{}"})
+def pretend(settings: Settings, assets: Sequence[str], keys: list[str], content: bytes = b"{}") -> None:
+    """Artifacts as if made from the session's files and the signals of the window."""
+    store, calendar = ArtifactStore(settings.root), calendar_of(settings.symbol)
+    entries, sessions = scan_folder(settings.dbn_dir), all_sessions(settings)
+    for asset, key in product(assets, keys):
+        inputs = {}
+        if asset in (*MODEL_ASSETS, REPORT_ASSET):
+            before = sessions[: sessions.index(key)]
+            inputs = {
+                f"signals[{k}]": store.load("signals", k).sha256 for k in before[-settings.split.history_sessions :]
+            }
+        files = session_inputs(entries, (), calendar, settings.instrument, key)
+        seen = {SEEN_INPUTS: inputs_fingerprint(files)}
+        store.publish(asset, key, {"x.json": content}, inputs=inputs, metadata=seen)
 
 
 def test_data_is_due_when_its_close_and_the_grace_have_passed(broken: Settings) -> None:
@@ -56,23 +82,109 @@ def test_a_session_without_its_whole_input_waits(broken: Settings, tmp_path: Pat
 
 def test_made_sessions_are_not_asked_for_again(broken: Settings) -> None:
     keys = all_sessions(broken)
-    pretend(broken, "sequence_dataset", keys[:4])
+    pretend(broken, SESSION_ASSETS, keys[:4])
     assert due(broken, LATER)[0] == f"{DATA_JOB}:{keys[4]}"
+    pretend(broken, SESSION_ASSETS[:-1], keys[4:5])
+    assert due(broken, LATER)[0] == f"{DATA_JOB}:{keys[4]}"  # its last asset is not there
 
 
 def test_models_when_their_whole_history_is_in_and_reports_when_the_tests_are(broken: Settings) -> None:
     keys, folds = all_sessions(broken), scheduled_asof(broken)
     at = keys.index(folds[0])
-    pretend(broken, "sequence_dataset", keys[: at - 1])
+    pretend(broken, SESSION_ASSETS, keys[: at - 1])
     assert not any(k.startswith(MODEL_JOB) for k in due(broken, LATER))
-    pretend(broken, "sequence_dataset", [keys[at - 1]])
+    pretend(broken, SESSION_ASSETS, [keys[at - 1]])
     assert f"{MODEL_JOB}:{folds[0]}" in due(broken, LATER)
-    pretend(broken, "retrieval_index", [folds[0]])
+    pretend(broken, MODEL_ASSETS[:-1], [folds[0]])
+    assert f"{MODEL_JOB}:{folds[0]}" in due(broken, LATER)
+    pretend(broken, MODEL_ASSETS, [folds[0]])
     assert not any(k == f"{MODEL_JOB}:{folds[0]}" or k.startswith(REPORT_JOB) for k in due(broken, LATER))
-    pretend(broken, "sequence_dataset", keys[at : at + broken.split.retrain_every_sessions])
+    pretend(broken, SESSION_ASSETS, keys[at : at + broken.split.retrain_every_sessions])
     assert f"{REPORT_JOB}:{folds[0]}" in due(broken, LATER)
-    pretend(broken, "calibration_report", [folds[0]])
+    pretend(broken, [REPORT_ASSET], [folds[0]])
     assert f"{REPORT_JOB}:{folds[0]}" not in due(broken, LATER)
+
+
+def test_models_and_reports_whose_signals_changed_are_due_again(broken: Settings) -> None:
+    keys, folds = all_sessions(broken), scheduled_asof(broken)
+    pretend(broken, SESSION_ASSETS, keys)
+    pretend(broken, (*MODEL_ASSETS, REPORT_ASSET), folds)
+    assert due(broken, LATER) == []
+    before = broken.split.history_sessions
+    pretend(broken, ["signals"], keys[:1], b'{"other": 1}')
+    inside = [k for k in folds if keys[0] in keys[keys.index(k) - before : keys.index(k)]]
+    assert inside
+    assert due(broken, LATER) == [f"{MODEL_JOB}:{k}" for k in inside]
+    pretend(broken, MODEL_ASSETS, inside)
+    assert due(broken, LATER) == [f"{REPORT_JOB}:{k}" for k in inside]
+
+
+def test_a_session_is_due_again_when_an_earlier_ones_bars_changed(broken: Settings) -> None:
+    keys = all_sessions(broken)
+    pretend(broken, SESSION_ASSETS, keys)
+    store = ArtifactStore(broken.root)
+    bars = {f"ohlcv_bars[{keys[0]}]": store.load("ohlcv_bars", keys[0]).sha256}
+    levels = store.load("levels", keys[1])
+    store.publish("levels", keys[1], {"x.json": b"{}"}, inputs=bars, metadata=levels.metadata)
+    assert not any(k.startswith(DATA_JOB) for k in due(broken, LATER))
+    pretend(broken, ["ohlcv_bars"], keys[:1], b'{"other": 1}')
+    assert [k for k in due(broken, LATER) if k.startswith(DATA_JOB)] == [f"{DATA_JOB}:{keys[1]}"]
+
+
+def test_late_and_changed_files_make_a_session_due_again_until_it_is_remade(demo: Demo, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(demo.root, root)
+    settings = replace(demo.settings, root=root, dbn_dir=root / "dbn")
+    keys = all_sessions(settings)
+    key, day = keys[3], keys[3].replace("-", "")
+    assert due(settings, LATER) == []
+    late = [*settings.dbn_dir.glob(f"*{day}.mbp-10*"), *settings.dbn_dir.glob(f"*opt-{day}*")]
+    assert len(late) == 4
+    away = tmp_path / "away"
+    away.mkdir()
+    for path in late:
+        shutil.move(path, away / path.name)
+    again = requests(settings, LATER)
+    assert [r.name for r in again] == [f"{DATA_JOB}:{key}"]
+    with_feeds = ArtifactStore(root).load("signals", key).sha256
+    materialize(settings, key)
+    without = ArtifactStore(root).load("signals", key).sha256
+    assert without != with_feeds
+    # the models learnt from signals that are no more
+    assert due(settings, LATER) == [f"{MODEL_JOB}:{k}" for k in scheduled_asof(settings) if k > key]
+    for path in late:
+        shutil.move(away / path.name, path)
+    back = requests(settings, LATER)
+    assert back[0].name == f"{DATA_JOB}:{key}"
+    assert back[0].inputs != again[0].inputs
+    materialize(settings, key)
+    assert ArtifactStore(root).load("signals", key).sha256 == with_feeds
+    assert due(settings, LATER) == []
+    # delivered again: other bytes of the same size; then, remade, the same again
+    book = next(settings.dbn_dir.glob(f"*{day}.mbp-10*"))
+    os.utime(book, ns=(book.stat().st_atime_ns, book.stat().st_mtime_ns + 1))
+    assert due(settings, LATER) == [f"{DATA_JOB}:{key}"]
+    flat = settings.dbn_dir / f"{keys[5]}.csv.gz"
+    flat.write_bytes(b"")
+    assert due(settings, LATER) == [f"{DATA_JOB}:{key}", f"{DATA_JOB}:{keys[5]}"]
+
+
+def materialize(settings: Settings, key: str) -> None:
+    with dg.instance_for_test() as instance:
+        job = build_definitions(settings).resolve_job_def(DATA_JOB)
+        assert job.execute_in_process(instance=instance, partition_key=key, run_config=_QUIET).success
+
+
+def test_a_file_that_may_still_be_written_is_waited_for(broken: Settings, tmp_path: Path) -> None:
+    folder = tmp_path / "growing"
+    shutil.copytree(broken.dbn_dir, folder)
+    settings, keys = replace(broken, dbn_dir=folder), all_sessions(broken)
+    path = next(folder.glob(f"*{keys[1].replace('-', '')}.mbp-10*"))
+    written = closing(settings, keys[-1], 3000)
+    os.utime(path, (written.timestamp(), written.timestamp()))
+    assert f"{DATA_JOB}:{keys[1]}" not in due(settings, written + timedelta(minutes=4))
+    assert f"{DATA_JOB}:{keys[0]}" in due(settings, written + timedelta(minutes=4))
+    assert f"{DATA_JOB}:{keys[1]}" in due(settings, written + timedelta(minutes=5))
 
 
 def test_nothing_is_due_after_the_whole_demo(demo: Demo) -> None:
@@ -85,32 +197,95 @@ def instance() -> Iterator[dg.DagsterInstance]:
         yield made
 
 
-def tick(settings: Settings, instance: dg.DagsterInstance) -> dg.SensorExecutionData:
+def tick(settings: Settings, instance: dg.DagsterInstance, now: datetime = LATER) -> list[dg.RunRequest]:
+    return list(evaluated(settings, instance, now).run_requests or [])
+
+
+def evaluated(settings: Settings, instance: dg.DagsterInstance, now: datetime = LATER) -> dg.SensorExecutionData:
     definitions = build_definitions(settings)
     jobs = {name: definitions.resolve_job_def(name) for name in (DATA_JOB, MODEL_JOB, REPORT_JOB)}
-    sensor = nightly_sensor(settings, jobs, clock=lambda: LATER)
+    sensor = nightly_sensor(settings, jobs, clock=lambda: now)
     with dg.build_sensor_context(instance=instance, definitions=definitions) as context:
         return sensor.evaluate_tick(context)
 
 
+def started(settings: Settings, instance: dg.DagsterInstance, request: dg.RunRequest) -> dg.DagsterRun:
+    """What the daemon does with a request."""
+    job = build_definitions(settings).resolve_job_def(request.job_name or "")
+    return instance.create_run_for_job(job, tags={**request.tags}, run_config={})
+
+
 def test_a_tick_asks_for_few_and_the_next_for_the_rest(broken: Settings, instance: dg.DagsterInstance) -> None:
     keys = all_sessions(broken)
-    first = tick(broken, instance).run_requests or []
+    first = tick(broken, instance)
     limit = broken.nightly.max_sessions_per_tick
-    assert [r.run_key for r in first] == [f"{DATA_JOB}:{k}" for k in keys[:limit]]
     assert [r.partition_key for r in first] == keys[:limit]
-    for request in first:  # what the daemon does with a request
-        instance.create_run_for_job(
-            build_definitions(broken).resolve_job_def(DATA_JOB), tags={**request.tags}, run_config={}
-        )
+    assert [r.run_key for r in first] == [r.key(1) for r in requests(broken, LATER)[:limit]]
+    for request in first:
+        started(broken, instance, request)
     # a new process has no memory of the last tick but the instance's runs
-    second = tick(broken, instance).run_requests or []
-    assert [r.partition_key for r in second] == keys[limit : 2 * limit]
+    assert [r.partition_key for r in tick(broken, instance)] == keys[limit : 2 * limit]
+
+
+def test_a_failed_run_is_asked_again_a_few_times_and_not_at_once(
+    broken: Settings, instance: dg.DagsterInstance
+) -> None:
+    one = replace(broken, nightly=NightlySettings(max_sessions_per_tick=1, max_attempts=3, retry_min=30))
+    key = all_sessions(one)[0]
+    asked = []
+    for attempt in range(3):
+        (request,) = tick(one, instance)
+        assert request.partition_key == key, attempt
+        asked.append(request.run_key)
+        run = started(one, instance, request)
+        assert all(r.partition_key != key for r in tick(one, instance))  # it is under way
+        instance.report_run_failed(run)
+        soon = datetime.now(UTC) + timedelta(minutes=1)
+        assert all(r.partition_key != key for r in tick(one, instance, soon))
+    assert len(set(asked)) == 3
+    for _ in range(3):
+        assert all(r.partition_key != key for r in tick(one, instance)), "used up"
+
+
+def test_new_input_of_a_session_that_was_given_up_is_tried_again(
+    broken: Settings, instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    folder = tmp_path / "again"
+    shutil.copytree(broken.dbn_dir, folder)
+    once = NightlySettings(max_sessions_per_tick=100, max_attempts=1)
+    settings = replace(broken, dbn_dir=folder, nightly=once)
+    key = all_sessions(settings)[0]
+    path = next(folder.glob(f"spy-{key.replace('-', '')}.trades*"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    first = tick(settings, instance)
+    assert first[0].partition_key == key
+    for request in first:
+        instance.report_run_failed(started(settings, instance, request))
+    for _ in range(3):  # the truncated file is no endless loop
+        said = evaluated(settings, instance)
+        assert not said.run_requests
+        assert f"given up after 1 runs on the same input: {DATA_JOB}:{key}" in (said.skip_message or "")
+    path.write_bytes(whole)
+    assert [r.partition_key for r in tick(settings, instance)] == [key]
+
+
+def test_models_do_not_wait_for_a_session_that_was_given_up(broken: Settings) -> None:
+    keys, folds = all_sessions(broken), scheduled_asof(broken)
+    pretend(broken, SESSION_ASSETS, keys)
+    stale = ArtifactStore(broken.root)
+    stale.publish("book_snapshots", keys[0], {"x.json": b"{}"}, metadata={SEEN_INPUTS: "other files"})
+    entries = scan_folder(broken.dbn_dir)
+    hopeful = [r.name for r in due_requests(broken, stale, entries, (), LATER)]
+    assert hopeful[0] == f"{DATA_JOB}:{keys[0]}"
+    assert f"{MODEL_JOB}:{folds[0]}" not in hopeful
+    left = [r.name for r in due_requests(broken, stale, entries, (), LATER, lambda r: r.partition == keys[0])]
+    assert left[0] == f"{MODEL_JOB}:{folds[0]}"
 
 
 def test_off_means_off(broken: Settings, instance: dg.DagsterInstance) -> None:
     off = replace(broken, nightly=NightlySettings(enabled=False))
-    said = tick(off, instance)
+    said = evaluated(off, instance)
     assert not said.run_requests
     assert "disabled by configuration" in (said.skip_message or "")
     assert nightly_sensor(off, {}).default_status == dg.DefaultSensorStatus.STOPPED
@@ -118,6 +293,6 @@ def test_off_means_off(broken: Settings, instance: dg.DagsterInstance) -> None:
 
 
 def test_an_unreadable_folder_is_said_and_nothing_is_asked(broken: Settings, instance: dg.DagsterInstance) -> None:
-    said = tick(replace(broken, dbn_dir=broken.root / "absent"), instance)
+    said = evaluated(replace(broken, dbn_dir=broken.root / "absent"), instance)
     assert not said.run_requests
     assert "cannot be read" in (said.skip_message or "")

@@ -13,7 +13,7 @@ import pytest
 from spymaster_assets.errors import MarketDataError
 from spymaster_assets.market.basis import identity_basis, measured_basis, option_roots
 from spymaster_assets.market.book import book_from_parquet, book_to_parquet
-from spymaster_assets.market.dbn import UNDEFINED_PRICE
+from spymaster_assets.market.dbn import UNDEFINED_PRICE, read_header, read_records
 from spymaster_assets.market.feeds import (
     book_files,
     load_book,
@@ -25,10 +25,12 @@ from spymaster_assets.market.feeds import (
 )
 from spymaster_assets.market.files import register_session, scan_folder
 from spymaster_assets.market.instruments import instrument
+from spymaster_assets.market.options import DEFINITION_DTYPES, OptionTrades
 from spymaster_assets.market.simulate import write_market
 from spymaster_assets.market.simulate_book import write_full_market
+from spymaster_assets.market.tape import load_tape
 from spymaster_assets.settings import MINUTE_NS, BookSettings
-from spymaster_assets_tests.builders import CALENDARS, session_of
+from spymaster_assets_tests.builders import CALENDARS, dbn_bytes, session_of, trades
 
 KEY = "2024-02-01"
 SESSION = session_of("SPY", KEY)
@@ -48,12 +50,11 @@ def test_feeds_are_found_by_what_the_headers_say(folder: Path) -> None:
     source = option_source(entries, folder, SESSION, SPY)
     assert source is not None
     assert (source.root, source.schema) == ("SPY", "trades")
-    assert source.quotes is not None
-    assert "cmbp-1" in source.quotes.name
+    assert [p.name for p in source.quotes] == [f"spy-opt-{KEY.replace('-', '')}.cmbp-1.dbn.zst"]
     assert load_open_interest(source, SESSION) is None
-    trades = load_option_trades(source, SESSION)
-    assert len(trades) > 1000
-    assert set(trades.expiry.tolist()) == {date.fromisoformat(KEY).toordinal()}
+    told = load_option_trades(source, SESSION)
+    assert len(told) > 1000
+    assert set(told.expiry.tolist()) == {date.fromisoformat(KEY).toordinal()}
     # the underlying's registration is not disturbed by option trades beside it
     assert register_session(entries, CALENDARS["SPY"], SPY, KEY, None).front.raw_symbol == "SPY"
 
@@ -78,20 +79,175 @@ def test_a_flat_file_serves_when_there_is_no_dbn(tmp_path: Path) -> None:
     path.write_bytes(gzip.compress("\n".join(["ticker,price,size,sip_timestamp,sequence_number", *rows]).encode()))
     source = option_source(scan_folder(tmp_path / "dbn"), tmp_path / "dbn", SESSION, SPY)
     assert source is not None
-    trades = load_option_trades(source, SESSION)
-    assert (trades.strike_e9.tolist(), trades.size.tolist()) == (
+    told = load_option_trades(source, SESSION)
+    assert (told.strike_e9.tolist(), told.size.tolist()) == (
         [500 * 10**9],
         [2],
     )  # today's expiry and the exact root alone
 
 
-def test_two_files_of_option_trades_are_refused(folder: Path, tmp_path: Path) -> None:
-    for path in folder.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
+FLAT_TRADES = "ticker,conditions,correction,exchange,price,sip_timestamp,size,sequence_number"
+
+
+def test_flat_files_are_told_apart_by_what_is_in_them(tmp_path: Path) -> None:
+    at = SESSION.regular_open_ns + 5
+    contents = {
+        "us_options_opra/trades_v1": (FLAT_TRADES, f"O:AAPL240201C00190000,,,,2.5,{at},1,1", f"O:SPY240201C00500000,,,,1.5,{at},2,2"),
+        "us_options_opra/mine": (FLAT_TRADES, f"O:AAPL240201C00190000,,,,2.5,{at},1,1"),
+        "us_options_opra/minute_aggs_v1": ("ticker,volume,open,close,high,low,window_start", f"O:SPY240201C00500000,2,1,1,1,1,{at}"),
+        "us_stocks_sip/trades_v1": (FLAT_TRADES, f"SPY,,,,480.5,{at},100,1"),
+        "empty": (FLAT_TRADES,),
+    }  # fmt: skip
+    for name, lines in contents.items():
+        path = tmp_path / name / f"{KEY}.csv.gz"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(gzip.compress("\n".join(lines).encode()))
+    source = option_source((), tmp_path, SESSION, SPY)
+    assert source is not None
+    assert [p.parent.name for p in source.trades] == ["trades_v1"]
+    assert load_option_trades(source, SESSION).size.tolist() == [2]
+    again = tmp_path / "us_options_opra" / "again" / f"{KEY}.csv.gz"
+    again.parent.mkdir()
+    again.write_bytes(source.trades[0].read_bytes())
+    with pytest.raises(MarketDataError, match="two flat files bring the option trades"):
+        option_source((), tmp_path, SESSION, SPY)
+
+
+def test_a_flat_file_that_cannot_be_read_is_refused_not_skipped(tmp_path: Path) -> None:
+    (tmp_path / f"{KEY}.csv.gz").write_bytes(gzip.compress(FLAT_TRADES.encode())[:20])
+    with pytest.raises(MarketDataError, match="cannot be read as CSV"):
+        option_source((), tmp_path, SESSION, SPY)
+
+
+def test_option_trades_delivered_twice_are_refused(folder: Path, tmp_path: Path) -> None:
+    copied(folder, tmp_path)
     again = next(tmp_path.glob("spy-opt-*.trades.dbn.zst"))
     (tmp_path / f"copy-{again.name}").write_bytes(again.read_bytes())
+    source = option_source(scan_folder(tmp_path), tmp_path, SESSION, SPY)
+    assert source is not None
     with pytest.raises(MarketDataError, match="two files bring the option trades"):
-        option_source(scan_folder(tmp_path), tmp_path, SESSION, SPY)
+        load_option_trades(source, SESSION)
+
+
+def test_option_trades_in_consecutive_files_are_one_feed(folder: Path, tmp_path: Path) -> None:
+    copied(folder, tmp_path)
+    whole = option_source(scan_folder(tmp_path), tmp_path, SESSION, SPY)
+    assert whole is not None
+    path = whole.trades[0]
+    symbols, records = names_of(path), read_records(path)
+    noon = SESSION.regular_open_ns + 150 * MINUTE_NS
+    before = records["ts_recv"] < noon
+    for name, part, start, end in (
+        ("am", before, SESSION.open_ns, noon),
+        ("pm", ~before, noon, SESSION.close_ns),
+    ):
+        data = dbn_bytes(records[part], "trades", symbols, start, end, dataset=read_header(path).dataset)
+        (tmp_path / f"{name}.dbn.zst").write_bytes(data)
+    expected = load_option_trades(whole, SESSION)
+    path.unlink()
+    halves = option_source(scan_folder(tmp_path), tmp_path, SESSION, SPY)
+    assert halves is not None
+    assert (len(halves.trades), halves.from_ns, halves.until_ns) == (2, whole.from_ns, whole.until_ns)
+    assert_same_trades(load_option_trades(halves, SESSION), expected)
+    (tmp_path / "pm.dbn.zst").unlink()
+    morning = option_source(scan_folder(tmp_path), tmp_path, SESSION, SPY)
+    assert morning is not None
+    assert morning.until_ns == noon
+
+
+def test_a_future_and_its_options_may_lie_in_one_file(tmp_path: Path) -> None:
+    es, session = instrument("ES"), session_of("ES", KEY)
+    apart, mixed = tmp_path / "apart", tmp_path / "mixed"
+    write_full_market(apart, es, [session], 3, "small")
+    mixed.mkdir()
+    parts: dict[str, list[Path]] = {"trades": [], "definition": [], "cmbp-1": []}
+    for path in sorted(apart.glob("*.dbn.zst")):
+        parts.setdefault(read_header(path).schema, []).append(path)
+    for path in (*parts["definition"], *parts["cmbp-1"]):
+        (mixed / path.name).write_bytes(path.read_bytes())
+    records = np.concatenate([read_records(p) for p in parts["trades"]])
+    records = records[np.argsort(records["ts_recv"], kind="stable")]
+    symbols = {k: v for p in parts["trades"] for k, v in names_of(p).items()}
+    data = dbn_bytes(records, "trades", symbols, session.open_ns, session.close_ns, dataset=read_header(path).dataset)
+    (mixed / "es-everything.trades.dbn.zst").write_bytes(data)
+    sources = [option_source(scan_folder(f), f, session, es) for f in (apart, mixed)]
+    one, other = (load_option_trades(s, session) for s in sources if s is not None)
+    assert len(one) > 500
+    assert one.undefined == other.undefined == 0
+    assert_same_trades(one, other)
+    registrations = [register_session(scan_folder(f), CALENDARS["ES"], es, KEY, None) for f in (apart, mixed)]
+    assert registrations[0].contracts == registrations[1].contracts
+    tapes = [load_tape(f, r, session=session) for f, r in zip((apart, mixed), registrations, strict=True)]
+    assert np.array_equal(tapes[0].price_e9, tapes[1].price_e9)
+    assert np.array_equal(tapes[0].ts_ns, tapes[1].ts_ns)
+
+
+def test_two_files_may_share_options_without_sharing_the_tape(tmp_path: Path) -> None:
+    """Options that lie in both do not make two tapes of different outrights one delivered twice."""
+    es, session = instrument("ES"), session_of("ES", KEY)
+    ts_ns = session.regular_open_ns + np.arange(4) * MINUTE_NS
+    for name, front in (("a", {1: "ESH4"}), ("b", {2: "ESM4"})):
+        (number,) = front
+        records = trades(ts_ns, 5000 * 10**9, instrument_id=[number, 9, number, 9])
+        data = dbn_bytes(records, "trades", {**front, 9: "ESH4 C5000"}, session.open_ns, session.close_ns)
+        (tmp_path / f"{name}.dbn.zst").write_bytes(data)
+    found = register_session(scan_folder(tmp_path), CALENDARS["ES"], es, KEY, None)
+    assert {c.raw_symbol for c in found.contracts} == {"ESH4", "ESM4"}
+
+
+def test_definitions_without_todays_expiry_leave_the_choice_to_spys(folder: Path, tmp_path: Path) -> None:
+    es, session = instrument("ES"), session_of("ES", KEY)
+    later = tmp_path / "later"
+    tomorrow = session_of("ES", "2024-02-02")
+    write_full_market(later, es, [tomorrow], 3, "small")
+    target = copied(folder, tmp_path / "market")
+    path = next(later.glob("*.definition.dbn.zst"))
+    records = read_records(path, {"definition": (DEFINITION_DTYPES[3], 0x13)})
+    dataset = read_header(path).dataset
+    for name, content, schema in (
+        ("d", records, "definition"),
+        ("t", read_records(next(later.glob("*opt*.trades*"))), "trades"),
+    ):
+        # tomorrow's options are defined, and trade, today already
+        data = dbn_bytes(content, schema, names_of(path), session.open_ns, session.close_ns, dataset=dataset)
+        (target / f"aa-{name}.dbn.zst").write_bytes(data)
+    source = option_source(scan_folder(target), target, session, es)
+    assert source is not None
+    assert source.root == "SPY"
+
+
+def test_definitions_are_read_once_a_session(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = copied(folder, tmp_path / "market")
+    read: list[str] = []
+
+    def counted(path: Path, *layouts: object) -> np.ndarray:
+        read.append(read_header(path).schema)
+        return read_records(path, *layouts)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("spymaster_assets.market.options.read_records", counted)
+    source = option_source(scan_folder(target), target, SESSION, instrument("ES"))
+    assert source is not None
+    load_option_trades(source, SESSION)
+    load_open_interest(source, SESSION)
+    assert read.count("definition") == 1
+
+
+def copied(folder: Path, target: Path) -> Path:
+    target.mkdir(exist_ok=True)
+    for path in folder.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    return target
+
+
+def names_of(path: Path) -> dict[int, str]:
+    return {s.instrument_id: s.raw_symbol for s in read_header(path).symbols}
+
+
+def assert_same_trades(one: OptionTrades, other: OptionTrades) -> None:
+    named = [np.array(t.symbols)[t.contract] for t in (one, other)]
+    assert np.array_equal(*named)
+    for column in ("ts_ns", "strike_e9", "is_call", "price_e9", "size", "bid_e9", "ask_e9", "side"):
+        assert np.array_equal(getattr(one, column), getattr(other, column)), column
 
 
 def test_a_damaged_book_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -162,11 +318,11 @@ class TestBasis:
 def test_an_option_feed_that_stops_ends_there(folder: Path) -> None:
     source = option_source(scan_folder(folder), folder, SESSION, SPY)
     assert source is not None
-    trades = load_option_trades(source, SESSION)
-    assert observed_until_ns(source, trades, SESSION) == source.until_ns
-    half = trades.take(trades.ts_ns < SESSION.regular_open_ns + 60 * MINUTE_NS)
+    told = load_option_trades(source, SESSION)
+    assert observed_until_ns(source, told, SESSION) == source.until_ns
+    half = told.take(told.ts_ns < SESSION.regular_open_ns + 60 * MINUTE_NS)
     assert observed_until_ns(source, half, SESSION) == int(half.ts_ns[-1]) + 1
-    assert observed_until_ns(source, trades.take(trades.ts_ns < 0), SESSION) == source.from_ns
+    assert observed_until_ns(source, told.take(told.ts_ns < 0), SESSION) == source.from_ns
 
 
 def test_a_basis_without_a_common_minute_is_the_fallback() -> None:

@@ -60,10 +60,10 @@ CHAIN = [
 ]
 
 
-def option_prints(path: Path, ids: list[int]) -> Path:
+def option_prints(path: Path, ids: list[int], symbols: dict[int, str] | None = None) -> Path:
     n = len(ids)
     records = trades(OPEN_NS + np.arange(n) * 10**6, (1 + np.arange(n)) * 10**7, size=2, instrument_id=ids)
-    path.write_bytes(dbn_bytes(records, dataset="OPRA.PILLAR"))
+    path.write_bytes(dbn_bytes(records, symbols=symbols, dataset="OPRA.PILLAR"))
     return path
 
 
@@ -106,11 +106,13 @@ class TestDbn:
         assert found.is_call.tolist() == [True]
         assert len(found.take(found.is_call)) == 1
 
-    def test_an_undefined_instrument_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(MarketDataError, match=r"1 trades have no definition, first instrument id 8.*record 1"):
-            option_trades_from_dbn(
-                option_prints(tmp_path / "t.dbn", [7, 8]), definitions(tmp_path / "d.dbn", CHAIN), "SPY"
-            )
+    def test_what_is_not_defined_is_left_out_and_counted(self, tmp_path: Path) -> None:
+        names = {7: "SPY   251219C00680500", 8: "SPY   251219C00690000", 11: "ESZ5", 12: "ESZ5-ESH6"}
+        path = option_prints(tmp_path / "t.dbn", [7, 8, 11, 12, 13], names)
+        found = option_trades_from_dbn(path, definitions(tmp_path / "d.dbn", CHAIN), "SPY")
+        assert found.price_e9.tolist() == [10**7]
+        # an option without a definition and an id that nobody names; a future and a spread are none
+        assert found.undefined == 2
 
     def test_an_id_with_two_meanings_is_refused(self, tmp_path: Path) -> None:
         again = definitions(tmp_path / "d.dbn", [*CHAIN, CHAIN[0]])
@@ -137,7 +139,7 @@ class TestDbn:
                 Path(f"{stem}.definition.dbn.zst"),
                 "AAPL",
                 expiry=date(2025, 2, 21),
-                quotes_path=Path(f"{stem}.{quotes}.dbn.zst") if quotes else None,
+                quotes_paths=[Path(f"{stem}.{quotes}.dbn.zst")] if quotes else [],
             )
 
         plain, quoted, joined = read("trades"), read("tbbo"), read("trades", "cbbo-1s")
