@@ -1,4 +1,4 @@
-"""`spymaster`: the demo, a simulated market, proofs, explanations and the state of a deployment. Assets themselves are run through `dagster`."""
+"""`spymaster`: demo, simulated market, proofs, explanations and the state of a deployment. Assets themselves are run through `dagster`."""
 
 from __future__ import annotations
 

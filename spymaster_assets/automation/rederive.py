@@ -19,7 +19,8 @@ from spymaster_assets.evaluation.calibration import BASELINES, baseline_predicti
 from spymaster_assets.partitions import MODEL_ASSETS, SESSION_ASSETS
 from spymaster_assets.proof.bits import Check, compared, unequal
 from spymaster_assets.proof.compare import differences
-from spymaster_assets.proof.explain import Explanation, Fold
+from spymaster_assets.proof.explain import Explanation
+from spymaster_assets.proof.judged import MODELS, Fold
 from spymaster_assets.proof.lineage import FILE
 from spymaster_assets.settings import Settings
 from spymaster_assets.store import Artifact, ArtifactStore
@@ -65,7 +66,7 @@ def rederive(settings: Settings, explanation: Explanation, refit: bool = False) 
 
 def _asofs(explanation: Explanation) -> Sequence[str]:
     """As-of sessions whose models judged the event, or else learned from it."""
-    return [f.asof for f in explanation.folds] or [u.asof for u in explanation.uses if len(u.models) == 3]
+    return [f.asof for f in explanation.folds] or [u.asof for u in explanation.uses if len(u.models) == len(MODELS)]
 
 
 def _refuse_changed_files(explanation: Explanation, keys: Sequence[str]) -> None:

@@ -14,14 +14,14 @@ from spymaster_assets.partitions import MODEL_ASSETS, REPORT_ASSET, SESSION_ASSE
 from spymaster_assets.store import Artifact, ArtifactStore, content_hash, file_sha256
 
 State = Literal["equal", "stale", "altered", "missing", "changed"]
-FILE, CONTRACT = "file", "contract"
+FILE, CONTRACT, EXPLANATION = "file", "contract", "explanation"
 _ASSETS = {*SESSION_ASSETS, *MODEL_ASSETS, REPORT_ASSET}
 _PARTITION = re.compile(r"^(\w+)\[([^\]]+)\]$")
 
 
 @dataclass(frozen=True)
 class Link:
-    """One recorded input of the artifact asset[key], and the SHA-256 found for it now (None when it is gone).
+    """One recorded input of the artifact asset[key], and the SHA-256 found for it now (None when it cannot be trusted or is gone).
 
     kind is the input's asset, 'file' or 'contract'. state: equal; stale, the input was made anew since; altered, its files are not what
     its manifest says; missing; changed, the file has other bytes than were read.
@@ -40,33 +40,41 @@ class Link:
 def chain(store: ArtifactStore, dbn_dir: Path, starts: Iterable[tuple[str, str]]) -> tuple[Link, ...]:
     """Every link reachable from the starting partitions (asset, key), nearest first; each artifact and file is read and hashed once.
 
-    Raises MissingInputError or ArtifactError when a start is missing or altered; further down that is a link's state.
+    A start that is missing or altered is a link of the explanation itself.
     """
-    waiting = [verified(store, asset, key) for asset, key in dict.fromkeys(starts)]
-    known: dict[str, Artifact | SpymasterError] = {_name(a.asset, a.key): a for a in waiting}
-    files: dict[str, str | None] = {}
+    known: dict[tuple[str, str], Artifact | SpymasterError] = {}
+    files: dict[tuple[str, str], State] = {}
     links = []
+    for start in dict.fromkeys(starts):
+        known[start] = _looked_up(store, *start)
+        if isinstance(fault := known[start], SpymasterError):
+            links.append(
+                Link(EXPLANATION, start[1], start[0], _name(*start), "", None, _fault_state(fault), fault.remedy)
+            )
+    waiting = [a for a in known.values() if isinstance(a, Artifact)]
     while waiting:
         artifact = waiting.pop(0)
         for name, recorded in artifact.inputs.items():
-            asset, key = input_of(artifact, name)
+            asset, key = source = input_of(artifact, name)
             if asset == FILE:
-                if name not in files:
-                    files[name] = file_sha256(dbn_dir / name) if (dbn_dir / name).is_file() else None
-                links.append(_file_link(artifact, name, recorded, files[name]))
+                if (name, recorded) not in files:
+                    files[name, recorded] = file_state(dbn_dir / name, recorded)
+                links.append(_file_link(artifact, name, recorded, files[name, recorded]))
             elif asset == CONTRACT:
                 links.append(_link(artifact, CONTRACT, FEATURES_PATH.name, recorded, load_contract().sha256))
             else:
-                full = _name(asset, key)
-                if full not in known:
-                    try:
-                        known[full] = verified(store, asset, key)
-                    except (ArtifactError, MissingInputError) as error:
-                        known[full] = error
-                    else:
-                        waiting.append(known[full])
-                links.append(_artifact_link(artifact, asset, full, recorded, known[full]))
+                if source not in known:
+                    known[source] = found = _looked_up(store, asset, key)
+                    waiting += [found] if isinstance(found, Artifact) else []
+                links.append(_artifact_link(artifact, asset, _name(asset, key), recorded, known[source]))
     return tuple(links)
+
+
+def file_state(path: Path, recorded: str) -> State:
+    """Whether a file is there with the bytes that were recorded."""
+    if not path.is_file():
+        return "missing"
+    return "equal" if file_sha256(path) == recorded else "changed"
 
 
 def verified(store: ArtifactStore, asset: str, key: str) -> Artifact:
@@ -109,11 +117,21 @@ def _link(artifact: Artifact, kind: str, name: str, recorded: str, found: str) -
 def _artifact_link(artifact: Artifact, kind: str, name: str, recorded: str, found: Artifact | SpymasterError) -> Link:
     if isinstance(found, Artifact):
         return _link(artifact, kind, name, recorded, found.sha256)
-    state: State = "missing" if isinstance(found, MissingInputError) else "altered"
-    return Link(artifact.asset, artifact.key, kind, name, recorded, None, state, found.remedy)
+    return Link(artifact.asset, artifact.key, kind, name, recorded, None, _fault_state(found), found.remedy)
 
 
-def _file_link(artifact: Artifact, name: str, recorded: str, found: str | None) -> Link:
-    state: State = "missing" if found is None else "equal" if found == recorded else "changed"
+def _file_link(artifact: Artifact, name: str, recorded: str, state: State) -> Link:
     remedy = f"put the file back as it was, or {_again(f'{artifact.asset}+', artifact.key)}" if state != "equal" else ""
+    found = recorded if state == "equal" else None
     return Link(artifact.asset, artifact.key, FILE, name, recorded, found, state, remedy)
+
+
+def _looked_up(store: ArtifactStore, asset: str, key: str) -> Artifact | SpymasterError:
+    try:
+        return verified(store, asset, key)
+    except SpymasterError as error:
+        return error
+
+
+def _fault_state(fault: SpymasterError) -> State:
+    return "missing" if isinstance(fault, MissingInputError) else "altered"

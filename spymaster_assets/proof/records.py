@@ -17,7 +17,7 @@ _CHUNK_RECORDS = 1 << 14
 
 @dataclass(frozen=True)
 class Window:
-    """A time [start_ns, end_ns) and what it was read for: its records are those received then, and bars that ended in (start_ns, end_ns]."""
+    """A time [start_ns, end_ns) and what it was read for: its records are those received then, or bars that end in (start_ns, end_ns]."""
 
     use: str
     start_ns: int

@@ -15,8 +15,10 @@ from rich.tree import Tree
 from spymaster_assets.evaluation.calibration import BASELINES
 from spymaster_assets.market.calendar import NEW_YORK
 from spymaster_assets.proof.bits import Check
-from spymaster_assets.proof.explain import Contributions, Explanation, Fold, Prediction, RowAt, Use, Value
+from spymaster_assets.proof.explain import Explanation, Use, Value
+from spymaster_assets.proof.judged import Contributions, Fold, Prediction, Training
 from spymaster_assets.proof.lineage import Link
+from spymaster_assets.proof.sources import RowAt
 from spymaster_assets.settings import NS
 
 _SHORT = 12
@@ -25,8 +27,8 @@ _BRIEF = 2
 """Contributions a head where several heads are told of."""
 _STATE_STYLE = {"equal": "green", "stale": "yellow", "altered": "red", "missing": "red", "changed": "red"}
 _PART = {
-    "train": "trained on it",
-    "validation": "stopped early by it",
+    "train": "learned from it",
+    "validation": "stopped early by it; retrieval holds it",
     "test": "judged by it",
     "embargoed": "left its session out (embargo)",
     "purged": "left it out (purged)",
@@ -129,20 +131,14 @@ def _uses(uses: Sequence[Use]) -> RenderableType:
 
 def _fold(root: Tree, fold: Fold) -> None:
     branch = root.add(f"[bold cyan]Fold as of {fold.asof}[/] ({fold.window} window)")
-    sessions = _table("part", "sessions", "rows", right=["rows"])
     t = fold.training
-    for part, keys, rows in (("train", fold.train, t.train_rows), ("validation", fold.validation, t.validation_rows)):
-        gone = t.purged[part]
-        sessions.add_row(part, _span(keys), f"{rows:,}" + (f" ({gone} purged)" if gone else ""))
+    sessions = _table("part", "sessions", "rows", right=["rows"])
+    for part, keys in (("train", fold.train), ("validation", fold.validation)):
+        rows = f"{t.rows[part]:,}" + (f" ({t.purged[part]} purged)" if t.purged[part] else "") if t else ""
+        sessions.add_row(part, _span(keys), rows)
     sessions.add_row("embargo", ", ".join(fold.embargoed) or "none", "")
     sessions.add_row("test", _span(fold.test), "")
-    ok = "[green]no label from the future[/]" if t.none_from_the_future else "[bold red]LABELS FROM THE FUTURE[/]"
-    early_h = (t.first_test_decision_ns - t.latest_label_known_ns) / (3600 * NS)
-    proof = _table("what", "is", header=False)
-    proof.add_row("last label they learned from", when(t.latest_label_known_ns))
-    proof.add_row("first decision of the test", f"{when(t.first_test_decision_ns)}, {early_h:,.1f} h later")
-    proof.add_row("", ok)
-    branch.add(Group(sessions, proof))
+    branch.add(Group(sessions, *([_training(t)] if t else [])))
     models = _table("model", "version", "content SHA-256", "runs")
     for m in fold.models:
         runs = ", ".join(f"{k.removesuffix('_run_id')} {v[:_SHORT]}" for k, v in m.runs.items())
@@ -159,6 +155,16 @@ def _fold(root: Tree, fold: Fold) -> None:
         branch.add(_brief(explained))
     if any(p.model == "retrieval" for p in fold.predictions):
         branch.add(_neighbours(fold))
+
+
+def _training(t: Training) -> Table:
+    early_h = (t.first_test_decision_ns - t.latest_label_known_ns) / (3600 * NS)
+    table = _table("what", "is", header=False)
+    table.add_row("last label they learned from", when(t.latest_label_known_ns))
+    table.add_row("first decision of the test", f"{when(t.first_test_decision_ns)}, {early_h:,.1f} h later")
+    ok = "[green]no label from the future[/]" if t.none_from_the_future else "[bold red]LABELS FROM THE FUTURE[/]"
+    table.add_row("", ok)
+    return table
 
 
 def _predictions(said: Sequence[Prediction]) -> Table:
@@ -283,10 +289,12 @@ def _chain(links: Sequence[Link]) -> Table:
 
 
 def _broken(links: Sequence[Link]) -> list[RenderableType]:
-    out = []
+    out: list[RenderableType] = []
     for link in links:
-        found = "gone" if link.found is None else f"now {link.found[:_SHORT]}"
-        said = f"{link.asset}[{link.key}] was made from {link.input} {link.recorded[:_SHORT]}, {found}"
+        now = f", now {link.found[:_SHORT]}" if link.found else ""
+        said = (
+            f"{link.input}, of which {link.asset}[{link.key}] was made with {link.recorded[:_SHORT] or 'any hash'}{now}"
+        )
         out.append(
             Text.from_markup(f"[{_STATE_STYLE[link.state]}]{link.state}[/] ").append(f"{said}\n  remedy: {link.remedy}")
         )
