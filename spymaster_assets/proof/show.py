@@ -236,10 +236,21 @@ def _signal(e: Explanation, values: bool) -> list[RenderableType]:
 
 def _values(values: Sequence[Value]) -> Table:
     table = _table("column", "value", "unit", "known at", "feeds", right=["value"])
+    for column in table.columns[:2]:
+        column.no_wrap = True
     for v in values:
-        shown = "null" if v.value is None else f"{v.value:.6g}" if isinstance(v.value, float) else str(v.value)
-        table.add_row(v.column, shown, v.unit, v.known_at, ", ".join(v.feeds), style="dim" if v.value is None else None)
+        if v.column != "event_id":  # the title has it
+            style = "dim" if v.value is None else None
+            table.add_row(v.column, _shown(v), v.unit, v.known_at, ", ".join(v.feeds), style=style)
     return table
+
+
+def _shown(v: Value) -> str:
+    if v.value is None:
+        return "null"
+    if v.unit == "ns UTC":
+        return clocks(v.value)
+    return f"{v.value:.6g}" if isinstance(v.value, float) else str(v.value)
 
 
 def _rows(rows: Sequence[RowAt]) -> Table:

@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -201,7 +202,7 @@ def test_every_link_of_the_chain_is_equal(demo: Demo, explained: Explanation) ->
         "market_files",
         "file",
     )
-    assert set(zip(path, path[1:], strict=False)) <= hops
+    assert set(pairwise(path)) <= hops
     files = {link.input: link.recorded for link in explained.links if link.kind == "file"}
     for name, sha256 in files.items():
         assert hashlib.sha256((demo.settings.dbn_dir / name).read_bytes()).hexdigest() == sha256
@@ -327,7 +328,7 @@ def test_one_planted_bit_in_the_stored_signals_is_found(
 
 def test_what_is_no_event_is_refused_with_what_is(demo: Demo, explained: Explanation) -> None:
     event_id = explained.event.event_id
-    with pytest.raises(ContractError, match="is no event id; expected: SYMBOL_YYYY-MM-DD_KIND.* such as SPY_2024-"):
+    with pytest.raises(ContractError, match=r"is no event id; expected: SYMBOL_YYYY-MM-DD_KIND.* such as SPY_2024-"):
         explain(demo.settings, "nonsense")
     with pytest.raises(MissingInputError, match=f"nearest: {event_id}"):
         explain(demo.settings, event_id[:-10] + "1" + event_id[-9:])
