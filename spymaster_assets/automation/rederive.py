@@ -134,5 +134,5 @@ def _predictions(
     for model in kept:
         rows = stored.filter(pl.col("model") == model)
         pairs = ((" ".join(r[1:4]), r[4], again.get(tuple(r[:4]))) for r in rows.select(*names, "p").iter_rows())
-        checks.append(compared(f"predictions of {model} as of {fold.asof}", pairs, rows.height))
+        checks.append(compared(f"predictions[{fold.asof}] {model}", pairs, rows.height))
     return checks

@@ -136,7 +136,7 @@ def explain(settings: Settings, event_id: str, asofs: Sequence[str] = (), heads:
         values=tuple(_value(row, c) for c in contract.columns),
         sequence_row=told(faults, sequence_row, store, key, event_id),
         bars=bars_behind(store, key, event.decision_ns, faults),
-        files=files_behind(store, settings, session, signals.frame, row, links, faults),
+        files=files_behind(store, settings, session, signals, row, links, faults),
         links=links,
         faults=tuple(faults),
     )

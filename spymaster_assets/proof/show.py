@@ -23,6 +23,7 @@ from spymaster_assets.settings import NS
 
 _SHORT = 12
 _SHOWN_NEIGHBOURS = 10
+_SHOWN_BROKEN = 20
 _BRIEF = 2
 """Contributions a head where several heads are told of."""
 _STATE_STYLE = {"equal": "green", "stale": "yellow", "altered": "red", "missing": "red", "changed": "red"}
@@ -268,14 +269,15 @@ def _files(e: Explanation) -> Group:
         parts.append(Text.from_markup(f"[bold]{f.name}[/] {f.feed} {f.schema} SHA-256 {f.sha256[:_SHORT]} {state}"))
         if not f.ranges:
             continue
-        table = _table("  for", "UTC", "New York", "records", "count", "decompressed bytes", right=["count"])
+        table = _table(
+            "  for", "UTC", "New York", "records", "count", "front", "bytes, decompressed", right=["count", "front"]
+        )
         for r in f.ranges:
-            count = f"{r.records:,}" + (f" ({r.of_contract:,} front)" if r.of_contract not in (None, r.records) else "")
             at = "none" if r.first is None else f"{r.first}..{r.last}"
             span = _minutes(r.start_ns, r.end_ns) if r.start_ns else ("", "")
-            table.add_row(
-                f"  {r.use}", *span, at, count, "" if r.first_byte is None else f"{r.first_byte}..{r.end_byte}"
-            )
+            front = "" if r.of_contract is None else f"{r.of_contract:,}"
+            octets = "" if r.first_byte is None else f"{r.first_byte}..{r.end_byte}"
+            table.add_row(f"  {r.use}", *span, at, f"{r.records:,}", front, octets)
         parts.append(table)
     return Group(*parts)
 
@@ -301,14 +303,14 @@ def _chain(links: Sequence[Link]) -> Table:
 
 def _broken(links: Sequence[Link]) -> list[RenderableType]:
     out: list[RenderableType] = []
-    for link in links:
+    for link in links[:_SHOWN_BROKEN]:
+        recorded = f"recorded {link.recorded[:_SHORT]}" if link.recorded else "not to be read"
         now = f", now {link.found[:_SHORT]}" if link.found else ""
-        said = (
-            f"{link.input}, of which {link.asset}[{link.key}] was made with {link.recorded[:_SHORT] or 'any hash'}{now}"
-        )
-        out.append(
-            Text.from_markup(f"[{_STATE_STYLE[link.state]}]{link.state}[/] ").append(f"{said}\n  remedy: {link.remedy}")
-        )
+        text = Text.from_markup(f"[{_STATE_STYLE[link.state]}]{link.state}[/] ")
+        text.append(f"{link.asset}[{link.key}] from {link.input}: {recorded}{now}\n  remedy: {link.remedy}")
+        out.append(text)
+    if len(links) > _SHOWN_BROKEN:
+        out.append(Text(f"and {len(links) - _SHOWN_BROKEN} more, which --json lists", style="dim"))
     return out
 
 

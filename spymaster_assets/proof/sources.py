@@ -20,6 +20,7 @@ from spymaster_assets.proof.lineage import FILE, Link, State, file_state, input_
 from spymaster_assets.proof.records import RecordRange, Window, record_ranges
 from spymaster_assets.proof.stored import told
 from spymaster_assets.settings import DELAYS_S, MINUTE_NS, NS, Settings
+from spymaster_assets.signals.build import SignalSet
 from spymaster_assets.store import Artifact, ArtifactStore
 
 FEEDS = {"market_files": "tape", "book_snapshots": "book", "option_flow": "options"}
@@ -101,15 +102,16 @@ def files_behind(
     store: ArtifactStore,
     settings: Settings,
     session: Session,
-    frame: pl.DataFrame,
+    signals: SignalSet,
     row: pl.DataFrame,
     links: Sequence[Link],
     faults: list[str],
 ) -> tuple[FileRead, ...]:
-    """The input files of a session, tape first, and the records of each that one row (1, columns) of its signals `frame` rests on."""
+    """The input files of a session, tape first, and the records of each that one row (1, columns) of its signals rests on."""
     known = {(link.asset, link.input): link.state for link in links if link.kind == FILE and link.key == session.key}
     registered = told(faults, _registered, store, session.key)
-    attempt_ns = _attempt_start_ns(frame, row)
+    attempt_ns = _attempt_start_ns(signals.frame, row)
+    feeds = signals.metadata["feeds"]
     out = []
     for asset, feed in FEEDS.items():
         artifact = told(faults, store.load, asset, session.key)
@@ -123,8 +125,9 @@ def files_behind(
             schema, ranges = "" if name.endswith(SUFFIXES) else "csv", None
             if state == "equal" and name.endswith(SUFFIXES) and registered is not None:
                 schema = read_header(path).schema
-                windows = list(_windows(settings, session, feed, schema, row, attempt_ns))
-                ranges = told(faults, record_ranges, path, windows, _contract_id(path, feed, registered))
+                windows = list(_windows(settings, session, feed, schema, row, attempt_ns, feeds))
+                if windows:
+                    ranges = told(faults, record_ranges, path, windows, _contract_id(path, feed, registered))
             out.append(FileRead(feed, name, sha256, state, schema, ranges or ()))
     return tuple(out)
 
@@ -148,20 +151,27 @@ def _attempt_start_ns(frame: pl.DataFrame, row: pl.DataFrame) -> int:
 
 
 def _windows(
-    settings: Settings, session: Session, feed: str, schema: str, row: pl.DataFrame, attempt_ns: int
+    settings: Settings,
+    session: Session,
+    feed: str,
+    schema: str,
+    row: pl.DataFrame,
+    attempt_ns: int,
+    feeds: Sequence[str],
 ) -> Iterator[Window]:
-    """The times that the formulas of signals/ read of each feed."""
+    """The times that the formulas of signals/ read of each feed; none of a feed that the session's signals could not use."""
     t0_ns = int(row["ts_ns"][0])
     tape_ns, barrier_ns = settings.signal.tape_window_s * NS, settings.barrier.window_s * NS
     earlier = attempt_ns < t0_ns
     if feed == "tape":
         delays = sorted(DELAYS_S.values())
-        yield Window("bars to the decision", session.open_ns, t0_ns + STAGE_A_DECISION_S * NS)
+        yield Window("bars", session.open_ns, t0_ns + STAGE_A_DECISION_S * NS)
         if schema == "trades":
             yield Window("tape window", t0_ns, t0_ns + tape_ns)
             if earlier:
-                yield Window("tape, first attempt", attempt_ns, attempt_ns + tape_ns)
-            yield Window("fills in the barrier", t0_ns, t0_ns + barrier_ns)
+                yield Window("1st attempt tape", attempt_ns, attempt_ns + tape_ns)
+            if "book" in feeds:
+                yield Window("barrier fills", t0_ns, t0_ns + barrier_ns)
         last_ns = min(t0_ns + (delays[-1] + settings.label.look_forward_s) * NS, session.regular_close_ns)
         yield Window("labels", t0_ns + delays[0] * NS + 1, last_ns + 1)
     elif feed == "book":
@@ -171,7 +181,9 @@ def _windows(
         yield Window("barrier baseline", 0 if schema == "mbo" else first_ns, t0_ns)
         yield Window("barrier window", t0_ns, t0_ns + barrier_ns)
         if earlier:
-            yield Window("barrier, first attempt", attempt_ns, attempt_ns + barrier_ns)
+            yield Window("1st attempt barrier", attempt_ns, attempt_ns + barrier_ns)
+    elif feed not in feeds:
+        return
     elif schema == "definition":
         yield Window("the whole file", 0, np.iinfo(np.int64).max)
     elif schema == "statistics":

@@ -289,7 +289,7 @@ def test_rederived_from_the_files_everything_is_equal(demo: Demo, explained: Exp
     told = {
         "signal row",
         "sequence row",
-        f"predictions of trees as of {fold.asof}",
+        f"predictions[{fold.asof}] trees",
         f"tree_bundles[{fold.asof}] refitted",
     }
     assert told <= set(checks)
@@ -299,7 +299,7 @@ def test_rederived_from_the_files_everything_is_equal(demo: Demo, explained: Exp
         return len([p for p in fold.predictions if p.model == model])
 
     for model in {p.model for p in fold.predictions}:
-        assert checks[f"predictions of {model} as of {fold.asof}"].values == count(model)
+        assert checks[f"predictions[{fold.asof}] {model}"].values == count(model)
     assert sorted(p.name for p in demo.root.iterdir()) == before
 
 
