@@ -178,8 +178,8 @@ def _windows(
         margin_ns = session.regular_open_ns - settings.book.before_open_min * MINUTE_NS
         first_ns = max(t0_ns - settings.barrier.baseline_s * NS, margin_ns)
         # a book of single orders rests on all of them
-        yield Window("barrier baseline", 0 if schema == "mbo" else first_ns, t0_ns)
-        yield Window("barrier window", t0_ns, t0_ns + barrier_ns)
+        yield Window("baseline", 0 if schema == "mbo" else first_ns, t0_ns)
+        yield Window("barrier", t0_ns, t0_ns + barrier_ns)
         if earlier:
             yield Window("1st attempt barrier", attempt_ns, attempt_ns + barrier_ns)
     elif feed not in feeds:
