@@ -41,7 +41,7 @@ def bits(value: Any) -> str:
     if value is None:
         return "null"
     if isinstance(value, np.generic):
-        return value.astype(value.dtype.newbyteorder(">")).tobytes().hex()
+        return np.asarray(value, value.dtype.newbyteorder(">")).tobytes().hex()
     if isinstance(value, int):
         return hex(value)
     return struct.pack(">d", value).hex() if isinstance(value, float) else str(value).encode().hex()
