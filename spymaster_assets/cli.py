@@ -1,10 +1,11 @@
-"""`spymaster`: the demo, a simulated market, and the state of a deployment. Assets themselves are run through `dagster`."""
+"""`spymaster`: demo, simulated market, proofs, explanations and the state of a deployment. Assets themselves are run through `dagster`."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from spymaster_assets.partitions import (
     scheduled_asof,
 )
 from spymaster_assets.settings import Settings
-from spymaster_assets.store import ArtifactStore
+from spymaster_assets.store import ArtifactStore, dump_json
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,6 +60,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     prove.add_argument("--cuts", type=int, default=16, help="times a session is cut or altered")
     prove.add_argument("--seed", type=int, default=0)
+    explain = commands.add_parser(
+        "explain", help="an event from its predictions to the models, its row, the bars and the DBN records behind it"
+    )
+    explain.add_argument("event_id", help="from the column event_id of a signals or predictions file")
+    explain.add_argument(
+        "--asof", action="append", default=[], help="only these as-of sessions (default: all that hold it)"
+    )
+    explain.add_argument(
+        "--head",
+        nargs="+",
+        default=[],
+        metavar="WORD",
+        help="words of the predictions to tell of, such as trees direction 4min B",
+    )
+    explain.add_argument("--values", action="store_true", help="every column of the signal row")
+    explain.add_argument(
+        "--rederive", action="store_true", help="recompute all of it from the DBN files and compare bits"
+    )
+    explain.add_argument(
+        "--refit", action="store_true", help="with the models too, from stored signals; implies --rederive"
+    )
+    explain.add_argument("--json", action="store_true", help="for machines; times in UTC ns")
     commands.add_parser("status", help="which sessions and as-of models are made")
     options = parser.parse_args(arguments)
     try:
@@ -78,6 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             Console().print(f"{len(keys)} SIMULATED sessions in {options.folder}, {len(paths)} files")
         elif options.command == "prove":
             return _prove(resolve(Settings.load()), options)
+        elif options.command == "explain":
+            return _explain(resolve(Settings.load()), options)
         else:
             _status(resolve(Settings.load()))
     except SpymasterError as error:
@@ -102,6 +127,28 @@ def _prove(settings: Settings, options: argparse.Namespace) -> int:
     compared = sum(r.compared for r in replays)
     console.print(f"{len(replays)} replays, {compared:,} values compared, {failed} replays differ")
     return 1 if failed else 0
+
+
+def _explain(settings: Settings, options: argparse.Namespace) -> int:
+    from spymaster_assets.proof.explain import explain
+    from spymaster_assets.proof.show import checks_table, tree
+
+    console = Console()
+    found = explain(settings, options.event_id, options.asof, options.head)
+    if not options.json:
+        console.print(tree(found, options.values))
+    checks = []
+    if options.rederive or options.refit:
+        from spymaster_assets.automation.rederive import rederive
+
+        with Console(stderr=True).status("recomputing from the DBN files"):
+            checks = rederive(settings, found, options.refit)
+    if options.json:
+        told = {**asdict(found), "rederived": [{**asdict(c), "equal": c.equal} for c in checks]}
+        sys.stdout.write(dump_json(told).decode())
+    elif checks:
+        console.print(checks_table(checks))
+    return 0 if all(c.equal for c in checks) else 1
 
 
 def _status(settings: Settings) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from spymaster_assets.market.dbn import BAR_SECONDS, LAYOUTS, read_header, read_records, time_field
+from spymaster_assets.market.dbn import BAR_SECONDS, LAYOUTS, DbnHeader, read_header, read_records, time_field
 from spymaster_assets.market.files import SIMULATED_MARK, FileEntry
 from spymaster_assets.market.options import (
     CONSOLIDATED_QUOTE_SCHEMAS,
@@ -70,16 +70,19 @@ def _rewritten(path: Path, at_ns: int, future: Future) -> bytes:
     return zstandard.ZstdCompressor(level=1).compress(body) if header.compressed else body
 
 
-def _records(path: Path) -> NDArray[np.void]:
-    header = read_header(path)
-    schemas = {
+def layouts_of(header: DbnHeader) -> dict[str, tuple[np.dtype, int]]:
+    """Record layout and type of every schema that input may have, in the file's DBN version."""
+    return {
         **LAYOUTS,
         **QUOTED_TRADE_SCHEMAS,
         **CONSOLIDATED_QUOTE_SCHEMAS,
         "definition": (DEFINITION_DTYPES[header.version], 0x13),
         "statistics": (STATISTICS_DTYPES[header.version], 0x18),
     }
-    return read_records(path, schemas)
+
+
+def _records(path: Path) -> NDArray[np.void]:
+    return read_records(path, layouts_of(read_header(path)))
 
 
 def _alter(records: NDArray[np.void], after: NDArray[np.bool_]) -> None:

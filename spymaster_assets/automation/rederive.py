@@ -1,0 +1,138 @@
+"""`spymaster explain --rederive`: an event's assets and predictions once more from the DBN files, compared bit for bit."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+
+from spymaster_assets.assets.datasets import read_part, read_sequences, read_split
+from spymaster_assets.assets.proof import predict_all
+from spymaster_assets.assets.signals import read_signals, warmup_sessions
+from spymaster_assets.automation.prove import _copy, _run, _shadow, replay_models
+from spymaster_assets.contract import load_contract
+from spymaster_assets.errors import MarketDataError
+from spymaster_assets.evaluation.calibration import BASELINES, baseline_predictions
+from spymaster_assets.partitions import MODEL_ASSETS, SESSION_ASSETS
+from spymaster_assets.proof.bits import Check, compared, unequal
+from spymaster_assets.proof.compare import differences
+from spymaster_assets.proof.explain import Explanation
+from spymaster_assets.proof.judged import MODELS, Fold
+from spymaster_assets.proof.lineage import FILE
+from spymaster_assets.settings import Settings
+from spymaster_assets.store import Artifact, ArtifactStore
+
+_BARS = ("market_files", "ohlcv_bars")
+_EVER_NS = int(np.iinfo(np.int64).max)
+
+
+def rederive(settings: Settings, explanation: Explanation, refit: bool = False) -> list[Check]:
+    """Recompute the session of an explained event from DBN files in a shadow store, and its predictions with the stored models.
+
+    refit: rebuild the folds' splits and models from stored signals too, and the baselines. Raises MarketDataError when a DBN file is no
+    longer what was registered, dagster.Failure when the graph fails.
+    """
+    store, event = ArtifactStore(settings.root), explanation.event
+    _refuse_changed_files(explanation, [*warmup_sessions(settings, event.session), event.session])
+    with _shadow(settings) as empty:
+        shadow = replace(empty, dbn_dir=settings.dbn_dir)
+        fresh = ArtifactStore(shadow.root)
+        checks = []
+        for key in warmup_sessions(settings, event.session):
+            _run(shadow, _BARS, key)
+            checks += [_artifact(store.load(a, key), fresh.load(a, key)) for a in _BARS]
+        _run(shadow, SESSION_ASSETS, event.session)
+        for asset in SESSION_ASSETS:
+            checks.append(_artifact(store.load(asset, event.session), fresh.load(asset, event.session)))
+        checks.append(_signal_row(store, fresh, event.session, event.event_id))
+        checks.append(_sequence_row(store, fresh, event.session, event.event_id))
+        for fold in explanation.folds:
+            for asset in MODEL_ASSETS:
+                _copy(store, shadow.root, asset, [fold.asof])
+            checks += _predictions(store, fresh, fold, event.session, event.event_id, refit, settings)
+    if refit:
+        for asof in _asofs(explanation):
+            replay = replay_models(settings, asof)
+            found = {d.asset: d for d in replay.differences}
+            for asset in MODEL_ASSETS:
+                d = found.get(asset)
+                told = (d.column, d.stored, d.replayed) if d else ()
+                checks.append(Check(f"{asset}[{asof}] refitted", len(store.load(asset, asof).files), *told))
+    return checks
+
+
+def _asofs(explanation: Explanation) -> Sequence[str]:
+    """As-of sessions whose models judged the event, or else learned from it."""
+    return [f.asof for f in explanation.folds] or [u.asof for u in explanation.uses if len(u.models) == len(MODELS)]
+
+
+def _refuse_changed_files(explanation: Explanation, keys: Sequence[str]) -> None:
+    bad = {x.input: x for x in explanation.broken if x.kind == FILE and x.key in keys}
+    if bad:
+        first = next(iter(bad.values()))
+        raise MarketDataError(
+            f"{len(bad)} DBN files are no longer what was registered: {', '.join(f'{n} ({x.state})' for n, x in bad.items())}",
+            where=f"{first.asset}[{first.key}]",
+            expected=f"SHA-256 {first.recorded}" + (f", found {first.found}" if first.found else ""),
+            remedy=first.remedy,
+        )
+
+
+def _artifact(stored: Artifact, fresh: Artifact) -> Check:
+    """Whole artifacts by content hash; where they differ, the first value that does."""
+    what = f"{stored.asset}[{stored.key}]"
+    found, count = differences(stored, fresh, _EVER_NS, load_contract())
+    if stored.sha256 == fresh.sha256:
+        return Check(what, max(count, 1))
+    if found:
+        d = found[0]
+        return Check(what, count, f"{d.column} at {d.row}", d.stored, d.replayed)
+    file = next((f for f in stored.files if stored.files[f] != fresh.files.get(f)), "files")
+    return Check(what, max(count, 1), file, stored.files.get(file, "none")[:12], fresh.files.get(file, "none")[:12])
+
+
+def _signal_row(store: ArtifactStore, fresh: ArtifactStore, key: str, event_id: str) -> Check:
+    one, other = (read_signals(s, key)[0].frame.filter(pl.col("event_id") == event_id) for s in (store, fresh))
+    if not other.height:
+        return Check("signal row", one.width, "event_id", "there", "not there")
+    return compared("signal row", ((c, one[c][0], other[c][0]) for c in one.columns), one.width)
+
+
+def _sequence_row(store: ArtifactStore, fresh: ArtifactStore, key: str, event_id: str) -> Check:
+    rows = []
+    for arrays in (read_sequences(s, key)[0] for s in (store, fresh)):
+        at = np.flatnonzero(arrays["event_id"] == event_id)
+        rows.append({n: arrays[n][at[0]] for n in ("X", "mask", "static", "y_break", "y_strength")} if len(at) else {})
+    one, other = rows
+    count = sum(np.size(v) for v in one.values())
+    if not one or not other:
+        return Check("sequence row", count, "event_id", *("there" if r else "not there" for r in rows))
+    pairs = (pair for name in one for pair in unequal(name, np.asarray(one[name]), np.asarray(other[name])))
+    return compared("sequence row", pairs, count)
+
+
+def _predictions(
+    store: ArtifactStore, fresh: ArtifactStore, fold: Fold, key: str, event_id: str, refit: bool, settings: Settings
+) -> list[Check]:
+    """Predictions of the stored models on the rederived session; with `refit` those of the baselines, fitted on stored rows."""
+    split, _ = read_split(store, fold.asof)
+    said, _ = predict_all(fresh, replace(split, test=(key,)))
+    if refit:
+        train = read_part(store, split, "train")
+        frames = [read_signals(fresh if k == key else store, k)[0].frame for k in split.test]
+        fitted = baseline_predictions(train, pl.concat(frames), load_contract(), settings.tree.stages)
+        said = pl.concat([said, fitted], how="diagonal")
+    names = ["model", "head", "delay", "stage"]
+    again = {tuple(r[:4]): r[4] for r in said.filter(pl.col("event_id") == event_id).select(*names, "p").iter_rows()}
+    report = store.load("calibration_report", fold.asof)
+    stored = pl.read_parquet(io.BytesIO(report.read("predictions.parquet"))).filter(pl.col("event_id") == event_id)
+    kept = [m for m in stored["model"].unique().sort() if refit or m not in BASELINES or m == "null_knn"]
+    checks = []
+    for model in kept:
+        rows = stored.filter(pl.col("model") == model)
+        pairs = ((" ".join(r[1:4]), r[4], again.get(tuple(r[:4]))) for r in rows.select(*names, "p").iter_rows())
+        checks.append(compared(f"predictions[{fold.asof}] {model}", pairs, rows.height))
+    return checks
