@@ -71,7 +71,7 @@ def proof_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
                     where=f"fold as of {key}",
                     remedy=f"dagster asset materialize --select {','.join(SESSION_ASSETS)} --partition-range {missing[0]}...{missing[-1]}",
                 )
-            predictions, inputs = predict_all(store, split)
+            predictions, inputs = predict_all(store, key, split.test)
             train = read_part(store, split, "train")
             test = pl.concat([read_signals(store, k)[0].frame for k in split.test])
             both = [predictions, baseline_predictions(train, test, contract, settings.tree.stages)]
@@ -191,19 +191,19 @@ def proof_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
     return [calibration_report, walk_forward_report, tests_come_after_training]
 
 
-def predict_all(store: ArtifactStore, split: SplitManifest) -> tuple[pl.DataFrame, dict[str, str]]:
-    """Predictions of the stored models of an as-of session on its test sessions, and the hashes of what was read."""
+def predict_all(store: ArtifactStore, asof: str, sessions: Sequence[str]) -> tuple[pl.DataFrame, dict[str, str]]:
+    """Predictions of the stored models of an as-of session on sessions from it on, and the hashes of what was read."""
     from spymaster_assets.models.patchtst import PatchTST  # late, as in patchtst_model
 
     contract = load_contract()
     patchtst, trees, retrieval = (
-        store.load(a, split.asof) for a in ("patchtst_model", "tree_bundles", "retrieval_index")
+        store.load(a, asof) for a in ("patchtst_model", "tree_bundles", "retrieval_index")
     )
     inputs = {a.asset: a.sha256 for a in (patchtst, trees, retrieval)}
     network, boosted = PatchTST.load(_files(patchtst)), BoostedTrees.load(_files(trees))
     index = RetrievalIndex.load(_files(retrieval), str(retrieval.folder))
     parts = []
-    for key in split.test:
+    for key in sessions:
         signals, signal_artifact = read_signals(store, key)
         arrays, sequence_artifact = read_sequences(store, key)
         inputs[f"signals[{key}]"], inputs[f"sequence_dataset[{key}]"] = signal_artifact.sha256, sequence_artifact.sha256

@@ -119,7 +119,7 @@ def _predictions(
 ) -> list[Check]:
     """Predictions of the stored models on the rederived session; with `refit` those of the baselines, fitted on stored rows."""
     split, _ = read_split(store, fold.asof)
-    said, _ = predict_all(fresh, replace(split, test=(key,)))
+    said, _ = predict_all(fresh, fold.asof, [key])
     if refit:
         train = read_part(store, split, "train")
         frames = [read_signals(fresh if k == key else store, k)[0].frame for k in split.test]

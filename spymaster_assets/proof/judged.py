@@ -258,7 +258,8 @@ def _prediction(said: dict[str, Any], row: pl.DataFrame, trees: BoostedTrees | N
 
 def contributions(bundle: Bundle, row: pl.DataFrame, t0_ns: int, contract: Contract) -> Contributions:
     """What each feature of one signals row (1, columns) added to the head's output: log-odds, or SPY dollars for strength."""
-    X, names = encode(row, [contract[c] for c in bundle.meta["feature_columns"]])
+    meta = bundle.meta
+    X, names = encode(row, contract, meta["feature_columns"], meta["stage"], meta["delay"])
     used = bundle.meta["features"]
     x = X[:, [names.index(n) for n in used]]
     added = bundle.booster().predict(xgb.DMatrix(x, feature_names=used), pred_contribs=True)[0].astype(np.float64)
