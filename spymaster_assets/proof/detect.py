@@ -9,7 +9,7 @@ from itertools import chain, zip_longest
 import numpy as np
 import polars as pl
 
-from spymaster_assets.proof.known import Difference, KnownTable, compare
+from spymaster_assets.proof.known import Difference, KnownTable, Times, compare
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,13 @@ def _shift(frame: pl.DataFrame, columns: Iterable[str], sign: int) -> pl.DataFra
 def _shuffled(after: pl.DataFrame, table: EventTable, cut_ns: int, rng: np.random.Generator) -> pl.DataFrame:
     values = [*table.prices, *table.sizes, *table.groups]
     order = rng.permutation(after.height)
-    return after.with_columns(after[c].gather(order) for c in values)
+    return after.with_columns([after[c].gather(order) for c in values])
+
+
+def _sizes(after: pl.DataFrame, table: EventTable, cut_ns: int, rng: np.random.Generator) -> pl.DataFrame:
+    # a few blocks that outweigh all else: totals, ranks and types may hang on them alone
+    block = pl.Series(rng.random(after.height) < 0.02)
+    return after.with_columns(pl.when(block).then(pl.col(c) * 3_000).otherwise(pl.col(c) * 3 + 1) for c in table.sizes)
 
 
 def _dropped(after: pl.DataFrame, table: EventTable, cut_ns: int, rng: np.random.Generator) -> pl.DataFrame:
@@ -82,7 +88,7 @@ def _moved(after: pl.DataFrame, table: EventTable, cut_ns: int, rng: np.random.G
 
 def _renamed(after: pl.DataFrame, table: EventTable, cut_ns: int, rng: np.random.Generator) -> pl.DataFrame:
     # names that sort before and after all others: codes are often given in sorted order
-    which = rng.integers(0, 3, after.height)
+    which = pl.Series(rng.integers(0, 3, after.height))
     return after.with_columns(
         pl.when(which == 0).then(pl.lit("!")).when(which == 1).then(pl.lit("~")).otherwise(pl.col(c)).alias(c)
         for c in table.groups
@@ -122,7 +128,7 @@ FUTURES: Mapping[str, Alteration] = {
     "cut": _with_future(lambda after, table, cut_ns, rng: after.clear()),
     "up": _with_future(lambda after, table, cut_ns, rng: _shift(after, table.prices, 1)),
     "down": _with_future(lambda after, table, cut_ns, rng: _shift(after, table.prices, -1)),
-    "sizes": _with_future(lambda after, table, cut_ns, rng: after.with_columns(pl.col(c) * 3 + 1 for c in table.sizes)),
+    "sizes": _with_future(_sizes),
     "shuffled": _with_future(_shuffled),
     "dropped": _with_future(_dropped),
     "nulls": _with_future(_nulls),
@@ -166,49 +172,55 @@ def choose_cuts(tables: Iterable[KnownTable], edges: Sequence[int], count: int, 
     if not len(every):
         return list(edges[:count])
     kinds = [
-        np.unique(np.concatenate([t for t in known if len(t) <= 4] or [every[:0]])),
+        np.unique(np.concatenate([every[:0], *(t for t in known if len(t) <= 4)])),
         rng.permutation(np.asarray(edges, np.int64)),
-        _spread(every, count, rng),
+        known_times(every, count, rng),
         rng.integers(every[0], every[-1] + 1, count),
     ]
     turns = chain.from_iterable(zip_longest(*(k.tolist() for k in kinds)))
     return list(dict.fromkeys(t for t in turns if t is not None))[:count]
 
 
-def _spread(values: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """The ends, and one of each of `count` equal parts."""
-    parts = np.array_split(values, min(count, len(values)))
-    return np.concatenate([values[-1:], rng.permutation([int(rng.choice(p)) for p in parts]), values[:1]])
+def known_times(times: Times, count: int, rng: np.random.Generator) -> Times:
+    """`count` or fewer of sorted times, in random order: one of each of as many parts of equal length."""
+    parts = np.array_split(times, min(count, len(times)))
+    return rng.permutation(np.array([int(rng.choice(p)) for p in parts if len(p)], np.int64))
 
 
 def find_leaks(
     rebuild: Rebuild,
     inputs: Inputs,
     cuts: Sequence[int],
+    sweep: Sequence[int] = (),
     *,
     futures: Mapping[str, Alteration] = FUTURES,
     seed: int = 0,
     until_found: bool = False,
 ) -> Search:
-    """Rebuild with every future from every cut on, and compare what was known by then; `until_found` stops at the first difference."""
+    """Rebuild with every future from every cut on, and with one future, in turn, from each time of the sweep on; compare what was known.
+
+    A leak that reaches far shows at few cuts, one that reaches to the next record only where a cut falls just behind the row: the sweep
+    makes up in times what it lacks in futures. `until_found` stops at the first difference.
+    """
     stored = rebuild(inputs)
+    turns = ["cut" if n % 2 == 0 and "cut" in futures else list(futures)[n // 2 % len(futures)] for n in range(len(sweep))]
+    trials = [*((t, name) for t in cuts for name in futures), *zip(sweep, turns, strict=True)]
     replays = compared = 0
     findings: list[Finding] = []
-    for n, cut_ns in enumerate(cuts):
-        for m, (name, alter) in enumerate(futures.items()):
-            rng = np.random.default_rng([seed, n, m])
-            altered = {k: replace(t, frame=alter(t, cut_ns, rng)) for k, t in inputs.items()}
-            if all(altered[k].frame.equals(t.frame) for k, t in inputs.items()):
-                continue
-            replayed = rebuild(altered)
-            replays += 1
-            found: list[Difference] = []
-            for asset, table in stored.items():
-                more, values = compare(asset, str(cut_ns), table, replayed.get(asset), cut_ns)
-                found += more
-                compared += values
-            if found:
-                findings.append(Finding(name, cut_ns, tuple(found)))
-                if until_found:
-                    return Search(replays, compared, tuple(findings))
+    for n, (cut_ns, name) in enumerate(trials):
+        rng = np.random.default_rng([seed, n])
+        altered = {k: replace(t, frame=futures[name](t, cut_ns, rng)) for k, t in inputs.items()}
+        if all(altered[k].frame.equals(t.frame) for k, t in inputs.items()):
+            continue
+        replayed = rebuild(altered)
+        replays += 1
+        found: list[Difference] = []
+        for asset, table in stored.items():
+            more, values = compare(asset, str(cut_ns), table, replayed.get(asset), cut_ns)
+            found += more
+            compared += values
+        if found:
+            findings.append(Finding(name, cut_ns, tuple(found)))
+            if until_found:
+                break
     return Search(replays, compared, tuple(findings))

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from spymaster_assets.evaluation.metrics import wilson
-from spymaster_assets.proof.detect import FUTURES, Alteration, Search, choose_cuts, find_leaks
+from spymaster_assets.proof.detect import FUTURES, Alteration, Search, choose_cuts, find_leaks, known_times
 from spymaster_assets_tests.traps import honest, planted_data, planted_learning  # noqa: F401  (they fill the catalogue)
-from spymaster_assets_tests.traps.graphs import CATALOGUE, CLASSES, Graph
+from spymaster_assets_tests.traps.graphs import CATALOGUE, CLASSES, Graph, parents
 from spymaster_assets_tests.traps.market import edges, inputs
 
 LEAKY: tuple[Graph, ...] = tuple(g for g in CATALOGUE.values() if g.planted)
@@ -29,11 +31,22 @@ class Verdict:
         return self.asset is not None and self.asset == self.graph.planted
 
 
-def judge(graph: Graph, cuts: int, seed: int = 0, futures: Mapping[str, Alteration] = FUTURES, until_found: bool = True) -> Verdict:
-    """Search one graph at `cuts` times."""
-    tables = inputs(seed + 5)
-    times = choose_cuts(graph.rebuild(tables).values(), edges(), cuts, seed)
-    search = find_leaks(graph.rebuild, tables, times, futures=futures, seed=seed, until_found=until_found)
+def judge(graph: Graph, cuts: int, sweep: int, seed: int = 0, futures: Mapping[str, Alteration] = FUTURES) -> Verdict:
+    """Search one graph with every future at `cuts` times and one future at each of `sweep` more, up to the first difference."""
+    read = {p for node in graph.nodes.values() for p in parents(node)}
+    tables = {name: table for name, table in inputs().items() if name in read}
+    made = list(graph.rebuild(tables, strict=True).values())
+    rng = np.random.default_rng(seed)
+    every = np.unique(np.concatenate([table.times() for table in made]))
+    search = find_leaks(
+        graph.rebuild,
+        tables,
+        choose_cuts(made, edges(), cuts, seed),
+        known_times(every, sweep, rng),
+        futures=futures,
+        seed=seed,
+        until_found=True,
+    )
     return Verdict(graph, search, search.asset(list(graph.nodes)))
 
 

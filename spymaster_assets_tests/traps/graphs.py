@@ -70,7 +70,7 @@ def parents(node: Node) -> list[str]:
 def _asset(name: str, node: Callable[..., Any]) -> dg.AssetsDefinition:
     needs = parents(node)
 
-    def compute(context: dg.AssetExecutionContext, **tables: Any) -> Any:
+    def compute(**tables: Any) -> Any:
         return node(*(tables[p] for p in needs))
 
     return dg.asset(name=name, ins={p: dg.AssetIn(p) for p in needs})(compute)

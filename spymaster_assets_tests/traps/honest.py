@@ -168,7 +168,7 @@ def waits_for_late_reports(trades: pl.DataFrame) -> KnownTable:
     )
     kept = by_event.sort("recv_ns").select("id", pl.col("at").alias("recv_ns"), "event_ns", "contract", "price", "size", "venue")
     out = bar_frame(kept.sort("recv_ns", maintain_order=True))
-    return KnownTable(out, out["end_ns"].to_numpy() + wait_ns, name="end_ns")
+    return at_end(out.with_columns(pl.col("end_ns") + wait_ns))
 
 
 @honest(SIGNALS, at="bars")

@@ -113,6 +113,14 @@ def integers_when_whole(bars: KnownTable) -> KnownTable:
     return at_end(frame.select(BASE))
 
 
+@leak("features", SIGNALS, at="features")
+def days_by_volume(bars: KnownTable) -> KnownTable:
+    """Every value is honest, but days are listed by what they trade in the end."""
+    frame = feature_frame(bars.frame).with_columns(bars.frame["volume"])
+    day = pl.col("volume").sum().over("session")
+    return at_end(frame.sort(day, "end_ns").select(BASE))
+
+
 # labels
 
 
@@ -198,6 +206,14 @@ def settled_at_close(bars: KnownTable) -> KnownTable:
     still = pl.col("y").abs() < 0.0005
     y = pl.when(still).then(pl.col("last") / pl.col("close") - 1).otherwise("y")
     return at_end(out.select("end_ns", y.alias("y"), "up", "label_known_ns"), "label_known_ns")
+
+
+@leak("labels", LABELS, at="labels")
+def only_if_it_trades_on(bars: KnownTable) -> KnownTable:
+    """A row exists only if the bar after its horizon is a busy one."""
+    busy = (bars.frame["volume"].shift(-HORIZON - 1) > 200).fill_null(True)
+    kept = bars.frame.filter(busy).select("end_ns")
+    return at_end(label_frame(bars.frame).join(kept, on="end_ns", how="semi", maintain_order="left"), "label_known_ns")
 
 
 # joins
