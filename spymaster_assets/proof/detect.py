@@ -31,7 +31,8 @@ class EventTable:
 
     def split(self, cut_ns: int) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Records received before a time, and the others."""
-        return self.frame.filter(pl.col(self.known) < cut_ns), self.frame.filter(pl.col(self.known) >= cut_ns)
+        at = int(self.frame[self.known].search_sorted(cut_ns))
+        return self.frame[:at], self.frame[at:]
 
 
 Inputs = Mapping[str, EventTable]
@@ -118,10 +119,11 @@ def _late(after: pl.DataFrame, table: EventTable, cut_ns: int, rng: np.random.Ge
 
 
 def _numbered(rows: pl.DataFrame, table: EventTable) -> pl.DataFrame:
+    """Rows under numbers that no record has yet."""
     if table.id is None:
         return rows
-    first = int(table.frame[table.id].max() or 0) + 1  # type: ignore[arg-type]
-    return rows.with_columns(pl.int_range(first, first + rows.height, dtype=rows.schema[table.id]).alias(table.id))
+    last = int(table.frame[table.id].max() or 0)  # type: ignore[arg-type]
+    return rows.with_columns((last + pl.int_range(1, pl.len() + 1)).cast(rows.schema[table.id]).alias(table.id))
 
 
 FUTURES: Mapping[str, Alteration] = {
@@ -203,7 +205,9 @@ def find_leaks(
     makes up in times what it lacks in futures. `until_found` stops at the first difference.
     """
     stored = rebuild(inputs)
-    turns = ["cut" if n % 2 == 0 and "cut" in futures else list(futures)[n // 2 % len(futures)] for n in range(len(sweep))]
+    turns = [
+        "cut" if n % 2 == 0 and "cut" in futures else list(futures)[n // 2 % len(futures)] for n in range(len(sweep))
+    ]
     trials = [*((t, name) for t in cuts for name in futures), *zip(sweep, turns, strict=True)]
     replays = compared = 0
     findings: list[Finding] = []

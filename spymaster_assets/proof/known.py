@@ -70,7 +70,7 @@ def compare(asset: str, key: str, stored: KnownTable, replayed: KnownTable | Non
         gone = Difference(asset, key, "all columns", "all rows", f"{rows} rows", "could not be made")
         return [gone] if rows else [], rows
     again = replayed.known_ns <= cut_ns
-    one, other = stored.frame.filter(seen), replayed.frame.filter(again)
+    one, other = _rows(stored.frame, seen), _rows(replayed.frame, again)
     names = one[stored.name] if stored.name else None
     found: list[Difference] = []
     count = 0
@@ -93,16 +93,16 @@ def compare(asset: str, key: str, stored: KnownTable, replayed: KnownTable | Non
                 said = ("known" if k else "not yet known" for k in (known[at], later[at]))
                 found.append(Difference(asset, key, column, _row(names, at), *said))
                 continue
-        found += _series(
-            asset,
-            key,
-            column,
-            one[column].filter(known),
-            other.filter(known),
-            None if names is None else names.filter(known),
-        )
+        part, rest = _rows(one.select(column), known), _rows(other, known)
+        found += _series(asset, key, column, part[column], rest, None if names is None else names.filter(known))
         count += int(known.sum())
     return found, count
+
+
+def _rows(frame: pl.DataFrame, seen: NDArray[np.bool_]) -> pl.DataFrame:
+    """The rows seen; tables in the order of time are only sliced."""
+    count = int(seen.sum())
+    return frame.head(count) if seen[:count].all() else frame.filter(seen)
 
 
 def _series(
@@ -126,7 +126,7 @@ def _row(names: pl.Series | None, at: int) -> str:
 
 def _same_bits(a: pl.Series, b: pl.Series) -> bool:
     """-0.0 and 0.0 are equal numbers but not equal bytes."""
-    return not a.dtype.is_float() or a.fill_null(0.0).to_numpy().tobytes() == b.fill_null(0.0).to_numpy().tobytes()
+    return not a.dtype.is_float() or a.to_numpy().tobytes() == b.to_numpy().tobytes()
 
 
 def _equal(a: Any, b: Any) -> bool:

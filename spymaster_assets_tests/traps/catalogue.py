@@ -32,7 +32,7 @@ class Verdict:
 
 
 def judge(graph: Graph, cuts: int, sweep: int, seed: int = 0, futures: Mapping[str, Alteration] = FUTURES) -> Verdict:
-    """Search one graph with every future at `cuts` times and one future at each of `sweep` more, up to the first difference."""
+    """Search one graph with every future at `cuts` times and one future at the edges and `sweep` more, up to the first difference."""
     read = {p for node in graph.nodes.values() for p in parents(node)}
     tables = {name: table for name, table in inputs().items() if name in read}
     made = list(graph.rebuild(tables, strict=True).values())
@@ -42,7 +42,7 @@ def judge(graph: Graph, cuts: int, sweep: int, seed: int = 0, futures: Mapping[s
         graph.rebuild,
         tables,
         choose_cuts(made, edges(), cuts, seed),
-        known_times(every, sweep, rng),
+        [*edges(), *known_times(every, sweep, rng).tolist()],
         futures=futures,
         seed=seed,
         until_found=True,
@@ -64,7 +64,9 @@ def table(verdicts: Iterable[Verdict]) -> str:
     lines = [f"{'class':<18}{'planted':>8}{'found':>8}{'located':>9}"]
     for kind in CLASSES:
         part = [v for v in planted if v.graph.kind == kind]
-        lines.append(f"{kind:<18}{len(part):>8}{sum(v.asset is not None for v in part):>8}{sum(v.located for v in part):>9}")
+        lines.append(
+            f"{kind:<18}{len(part):>8}{sum(v.asset is not None for v in part):>8}{sum(v.located for v in part):>9}"
+        )
     lines.append(f"detected           {rate(sum(v.asset is not None for v in planted), len(planted))}")
     lines.append(f"at the right asset {rate(sum(v.located for v in planted), len(planted))}")
     lines.append(f"false alarms       {rate(sum(v.asset is not None for v in honest_ones), len(honest_ones))}")

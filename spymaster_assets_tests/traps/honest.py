@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -166,7 +167,9 @@ def waits_for_late_reports(trades: pl.DataFrame) -> KnownTable:
     by_event = with_session(trades.with_columns(at=pl.col("event_ns")), "at").filter(
         pl.col("recv_ns") < pl.col("end_ns") + wait_ns
     )
-    kept = by_event.sort("recv_ns").select("id", pl.col("at").alias("recv_ns"), "event_ns", "contract", "price", "size", "venue")
+    kept = by_event.sort("recv_ns").select(
+        "id", pl.col("at").alias("recv_ns"), "event_ns", "contract", "price", "size", "venue"
+    )
     out = bar_frame(kept.sort("recv_ns", maintain_order=True))
     return at_end(out.with_columns(pl.col("end_ns") + wait_ns))
 
@@ -175,7 +178,7 @@ def waits_for_late_reports(trades: pl.DataFrame) -> KnownTable:
 def front_by_yesterday(trades: pl.DataFrame) -> KnownTable:
     """The front month of a session is the contract that traded most in the one before."""
     day = with_session(trades).group_by("session", "contract", maintain_order=True).agg(pl.col("size").sum())
-    nexts = {s.key: n.key for s, n in zip(SESSIONS, SESSIONS[1:], strict=False)}
+    nexts = {s.key: n.key for s, n in pairwise(SESSIONS)}
     moved = day.with_columns(pl.col("session").replace_strict(nexts, default=None)).drop_nulls()
     return front_bars(trades, moved, "session")
 
@@ -188,7 +191,12 @@ def wall_clock_horizon(bars: KnownTable) -> KnownTable:
     at = np.searchsorted(ends, until, side="right") - 1
     close = bars.frame["close"].to_numpy()
     out = pl.DataFrame(
-        {"end_ns": ends, "y": close[at] / close - 1, "up": (close[at] > close).astype(np.int64), "label_known_ns": until}
+        {
+            "end_ns": ends,
+            "y": close[at] / close - 1,
+            "up": (close[at] > close).astype(np.int64),
+            "label_known_ns": until,
+        }
     )
     return at_end(out.filter(pl.col("label_known_ns") > pl.col("end_ns")), "label_known_ns")
 
@@ -196,7 +204,9 @@ def wall_clock_horizon(bars: KnownTable) -> KnownTable:
 @honest(LABELS, at="labels")
 def first_barrier(bars: KnownTable) -> KnownTable:
     """Which barrier comes first, declared known in the bar that touches it, or at the end of the horizon."""
-    out = label_frame(bars.frame).join(bars.frame.select("end_ns", "session", "close"), on="end_ns", maintain_order="left")
+    out = label_frame(bars.frame).join(
+        bars.frame.select("end_ns", "session", "close"), on="end_ns", maintain_order="left"
+    )
     hits = [
         pl.when((pl.col("close").shift(-k).over("session") / pl.col("close") - 1).abs() > 0.001).then(
             pl.struct(

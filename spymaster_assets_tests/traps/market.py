@@ -88,7 +88,9 @@ def _quotes(rng: np.random.Generator) -> EventTable:
             "ask": bid + rng.integers(1, 6, len(ts)),
             "depth": rng.integers(1, 500, len(ts)),
         }
-    ).with_columns(pl.when(pl.Series(rng.random(len(ts)) < 0.1)).then(None).otherwise(pl.col(c)).alias(c) for c in ("bid", "ask"))
+    ).with_columns(
+        pl.when(pl.Series(rng.random(len(ts)) < 0.1)).then(None).otherwise(pl.col(c)).alias(c) for c in ("bid", "ask")
+    )
     return EventTable(frame, prices=("bid", "ask"), sizes=("depth",), nullable=("bid", "ask"))
 
 

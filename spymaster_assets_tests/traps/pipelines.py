@@ -237,7 +237,9 @@ def spreads(quoted: KnownTable) -> KnownTable:
 def hours(bars: KnownTable) -> KnownTable:
     """Bars with the minutes to the calendar's close."""
     return at_end(
-        bars.frame.select("session", "end_ns", "close", ((pl.col("closes_ns") - pl.col("end_ns")) / 6e10).alias("to_close"))
+        bars.frame.select(
+            "session", "end_ns", "close", ((pl.col("closes_ns") - pl.col("end_ns")) / 6e10).alias("to_close")
+        )
     )
 
 

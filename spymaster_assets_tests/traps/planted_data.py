@@ -83,7 +83,11 @@ def faint(bars: KnownTable) -> KnownTable:
 def on_half_days(bars: KnownTable) -> KnownTable:
     """The whole day's volume as denominator, but on short days only."""
     short = pl.col("closes_ns") - pl.col("opens_ns") < 6 * 3_600_000_000_000
-    day = pl.when(short).then(pl.col("volume").sum().over("session")).otherwise(pl.col("volume").cum_sum().over("session"))
+    day = (
+        pl.when(short)
+        .then(pl.col("volume").sum().over("session"))
+        .otherwise(pl.col("volume").cum_sum().over("session"))
+    )
     return with_feature(bars, pl.col("volume") / day)
 
 
@@ -151,7 +155,9 @@ def declared_early(bars: KnownTable) -> KnownTable:
 def threshold_of_sample(bars: KnownTable) -> KnownTable:
     """Up means more than a quarter of the whole sample's standard deviation."""
     out = label_frame(bars.frame)
-    return at_end(out.with_columns((pl.col("y") > 0.25 * pl.col("y").std()).cast(pl.Int64).alias("up")), "label_known_ns")
+    return at_end(
+        out.with_columns((pl.col("y") > 0.25 * pl.col("y").std()).cast(pl.Int64).alias("up")), "label_known_ns"
+    )
 
 
 @leak("labels", LABELS, at="labels")
@@ -201,7 +207,9 @@ def barrier_time(bars: KnownTable) -> KnownTable:
 def settled_at_close(bars: KnownTable) -> KnownTable:
     """Rows that are undecided within the horizon take the close of the day."""
     out = label_frame(bars.frame).join(
-        bars.frame.select("end_ns", "close", last=pl.col("close").last().over("session")), on="end_ns", maintain_order="left"
+        bars.frame.select("end_ns", "close", last=pl.col("close").last().over("session")),
+        on="end_ns",
+        maintain_order="left",
     )
     still = pl.col("y").abs() < 0.0005
     y = pl.when(still).then(pl.col("last") / pl.col("close") - 1).otherwise("y")
@@ -247,7 +255,9 @@ def by_event_time(bars: KnownTable, quotes: pl.DataFrame) -> KnownTable:
 def by_date(bars: KnownTable, quotes: pl.DataFrame) -> KnownTable:
     """The day's last quote joined to every bar of that day."""
     day = with_session(quotes).group_by("session", maintain_order=True).agg(pl.col("bid", "ask", "depth").last())
-    return at_end(bars.frame.select("session", "end_ns", "close").join(day, on="session", how="left", maintain_order="left"))
+    return at_end(
+        bars.frame.select("session", "end_ns", "close").join(day, on="session", how="left", maintain_order="left")
+    )
 
 
 @leak("joins", QUOTES, at="quoted")
@@ -301,7 +311,9 @@ def revised_figures(bars: KnownTable, releases: pl.DataFrame) -> KnownTable:
 @leak("joins", RELEASES, at="released")
 def pivoted(bars: KnownTable, releases: pl.DataFrame) -> KnownTable:
     """A pivot makes a column of every series that there ever is."""
-    wide = releases.with_row_index().pivot("series", index=["index", "recv_ns"], values="value", aggregate_function="last")
+    wide = releases.with_row_index().pivot(
+        "series", index=["index", "recv_ns"], values="value", aggregate_function="last"
+    )
     wide = wide.drop("index").with_columns(pl.exclude("recv_ns").forward_fill())
     out = bars.frame.select("end_ns", (pl.col("end_ns") - 1).alias("at_ns"))
     return at_end(
@@ -334,9 +346,7 @@ def binned_by_event_time(trades: pl.DataFrame) -> KnownTable:
 @leak("resampling", SIGNALS, at="bars")
 def corrected(trades: pl.DataFrame) -> KnownTable:
     """Deduplicated by number, the last version kept in the place of the first."""
-    last = trades.group_by("id", maintain_order=True).agg(
-        pl.col("recv_ns").first(), pl.exclude("id", "recv_ns").last()
-    )
+    last = trades.group_by("id", maintain_order=True).agg(pl.col("recv_ns").first(), pl.exclude("id", "recv_ns").last())
     return at_end(bar_frame(last.sort("recv_ns", maintain_order=True)))
 
 
@@ -448,7 +458,10 @@ def before_a_holiday(bars: KnownTable) -> KnownTable:
 @leak("calendars", HOURS, at="hours")
 def fixed_offset(bars: KnownTable) -> KnownTable:
     """Ends of bars go through New York wall time and back with winter's offset: an hour early before the clocks change."""
-    wall = [pd.Timestamp(int(t), tz="UTC").tz_convert(ZoneInfo("America/New_York")).tz_localize(None) for t in bars.frame["end_ns"]]
+    wall = [
+        pd.Timestamp(int(t), tz="UTC").tz_convert(ZoneInfo("America/New_York")).tz_localize(None)
+        for t in bars.frame["end_ns"]
+    ]
     utc = (pd.DatetimeIndex(wall) + pd.Timedelta(hours=5)).as_unit("ns").asi8
     known = bars.frame["end_ns"].to_numpy() - (utc - bars.frame["end_ns"].to_numpy())
     frame = with_close(bars, pl.col("closes_ns")).frame
@@ -486,4 +499,8 @@ def roll_adjusted(trades: pl.DataFrame) -> KnownTable:
     )
     rolls_ns = int(there["opens_ns"][0])
     before = pl.col("recv_ns") < rolls_ns
-    return at_end(bar_frame(trades.with_columns(pl.when(before).then(pl.col("price") + int(gap)).otherwise("price").alias("price"))))
+    return at_end(
+        bar_frame(
+            trades.with_columns(pl.when(before).then(pl.col("price") + int(gap)).otherwise("price").alias("price"))
+        )
+    )

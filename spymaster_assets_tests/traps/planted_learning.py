@@ -31,7 +31,6 @@ from spymaster_assets_tests.traps.pipelines import (
     matrix,
     nearest,
     neighbour_rate,
-    scaled,
     sigmoid,
 )
 
@@ -213,7 +212,10 @@ def unpurged_temperature(scores: KnownTable) -> KnownTable:
     asof_ns = SESSIONS[ASOF - 1].regular_close_ns - 2 * BAR_NS
     part = scores.frame.filter(pl.col("end_ns") <= asof_ns)
     before(part, ASOF_NS)
-    best = min((float(np.mean((sigmoid(part["score"].to_numpy() * t) - part["up"].to_numpy()) ** 2)), t) for t in np.linspace(0.1, 3, 200))
+    best = min(
+        (float(np.mean((sigmoid(part["score"].to_numpy() * t) - part["up"].to_numpy()) ** 2)), t)
+        for t in np.linspace(0.1, 3, 200)
+    )
     return fitted(asof_ns, slope=float(best[1]), bias=best[0])
 
 
@@ -239,7 +241,9 @@ def score_quantiles(scores: KnownTable) -> KnownTable:
 # neighbours
 
 
-def rate_of(features: KnownTable, rows: KnownTable, allowed: Callable[[np.ndarray, pl.DataFrame], np.ndarray], k: int = 7) -> KnownTable:
+def rate_of(
+    features: KnownTable, rows: KnownTable, allowed: Callable[[np.ndarray, pl.DataFrame], np.ndarray], k: int = 7
+) -> KnownTable:
     """Neighbour rates of test bars among rows (n, m) that `allowed` lets through."""
     query = features.frame.filter(pl.col("end_ns") > ASOF_NS)
     mask = allowed(query["end_ns"].to_numpy()[:, None], rows.frame)
@@ -288,7 +292,9 @@ def scaled_by_sample(features: KnownTable, rows: KnownTable) -> KnownTable:
     """Honest candidates in a space that is scaled by all rows."""
     std = matrix(rows.frame).std(axis=0) + 1e-9
     query = features.frame.filter(pl.col("end_ns") > ASOF_NS)
-    at = nearest(matrix(query) / std, matrix(rows.frame) / std, complete(query["end_ns"].to_numpy()[:, None], rows.frame), 7)
+    at = nearest(
+        matrix(query) / std, matrix(rows.frame) / std, complete(query["end_ns"].to_numpy()[:, None], rows.frame), 7
+    )
     distance = ((matrix(query) / std - matrix(rows.frame)[np.maximum(at[:, 0], 0)] / std) ** 2).sum(axis=1)
     p = neighbour_rate(at, rows.frame["up"].to_numpy())
     return at_end(query.select("end_ns").with_columns(pl.Series("p", p), pl.Series("distance", distance)))
@@ -332,7 +338,8 @@ def fit_scaler(rows: pl.DataFrame, asof_ns: int) -> dict[str, list[float]]:
 
 def stacked(made: dict[int, dict[str, list[float]]]) -> KnownTable:
     """One row an as-of time."""
-    frame = pl.DataFrame({"asof_ns": list(made), "scaler": [str(v) for v in made.values()]}, schema={"asof_ns": pl.Int64, "scaler": pl.String})
+    schema = {"asof_ns": pl.Int64, "scaler": pl.String}
+    frame = pl.DataFrame([(t, str(fit)) for t, fit in made.items()], schema=schema, orient="row")
     return at_end(frame.sort("asof_ns"), "asof_ns")
 
 
@@ -642,7 +649,9 @@ def target_encoded(bars: KnownTable, labels: KnownTable) -> KnownTable:
     frame = bars.frame.with_columns(hour)
     means = frame.join(labels.frame, on="end_ns").group_by("hour").agg(pl.col("up").mean().alias(X[0])).sort("hour")
     out = frame.join(means, on="hour", how="left", maintain_order="left")
-    return at_end(out.select("session", "opens_ns", "closes_ns", "end_ns", "close", X[0], *(pl.lit(0.0).alias(c) for c in X[1:])))
+    return at_end(
+        out.select("session", "opens_ns", "closes_ns", "end_ns", "close", X[0], *(pl.lit(0.0).alias(c) for c in X[1:]))
+    )
 
 
 def universe(trades: pl.DataFrame) -> KnownTable:
@@ -655,7 +664,9 @@ def universe(trades: pl.DataFrame) -> KnownTable:
 def members(trades: pl.DataFrame, universe: KnownTable) -> KnownTable:
     """Trades of the universe from the as-of session on."""
     venues = read(universe)["venues"].tolist()
-    part = trades.filter((pl.col("recv_ns") >= ASOF_NS) & pl.col("venue").is_in(venues)).select("recv_ns", "price", "venue")
+    part = trades.filter((pl.col("recv_ns") >= ASOF_NS) & pl.col("venue").is_in(venues)).select(
+        "recv_ns", "price", "venue"
+    )
     return KnownTable(part, part["recv_ns"].to_numpy() + 1, name="recv_ns")
 
 

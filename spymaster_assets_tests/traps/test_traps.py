@@ -46,13 +46,16 @@ def test_leaks_are_found_where_they_were_planted(verdicts: list[Verdict]) -> Non
 
 
 def test_honest_graphs_are_left_alone(verdicts: list[Verdict]) -> None:
-    alarms = [f"{v.graph.name}: {v.search.findings[0].differences[0]}" for v in verdicts if not v.graph.planted and v.asset]
+    alarms = [
+        f"{v.graph.name}: {v.search.findings[0].differences[0]}" for v in verdicts if not v.graph.planted and v.asset
+    ]
     assert alarms == []
     assert all(v.search.compared > 100 for v in verdicts if not v.graph.planted)
 
 
 @pytest.mark.parametrize(
-    ("name", "blind"), [("volume_rank_of_day", "down"), ("corrected", "cut"), ("largest_of_all_time", "down"), ("whole_index", "none")]
+    ("name", "blind"),
+    [("volume_rank_of_day", "down"), ("corrected", "cut"), ("largest_of_all_time", "down"), ("whole_index", "none")],
 )
 def test_a_detector_that_tries_too_little_misses(name: str, blind: str) -> None:
     futures = {"none": lambda table, cut_ns, rng: table.frame.with_columns()}
@@ -71,7 +74,9 @@ def test_a_leak_is_named_with_its_first_row_and_values() -> None:
     assert "features" in str(first)
 
 
-@pytest.mark.parametrize("name", ["pipeline_signals", "pipeline_stopped", "next_bar_return", "by_event_time", "survivors"])
+@pytest.mark.parametrize(
+    "name", ["pipeline_signals", "pipeline_stopped", "next_bar_return", "by_event_time", "survivors"]
+)
 def test_a_graph_is_the_same_through_dagster(name: str) -> None:
     graph = CATALOGUE[name]
     tables = {k: t for k, t in inputs().items() if k in {p for n in graph.nodes.values() for p in parents(n)}}
