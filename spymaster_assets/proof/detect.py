@@ -96,6 +96,15 @@ def _renamed(after: pl.DataFrame, table: EventTable, cut_ns: int, rng: np.random
     )
 
 
+def _concentrated(after: pl.DataFrame, table: EventTable, cut_ns: int, rng: np.random.Generator) -> pl.DataFrame:
+    # what is rare becomes all there is, and much of it: a choice of the largest turns out otherwise
+    rare = {c: table.frame[c].drop_nulls().value_counts().sort("count", c)[c] for c in table.groups}
+    return after.with_columns(
+        *(pl.lit(values[0]).alias(c) for c, values in rare.items() if len(values)),
+        *(pl.col(c) * 100 for c in table.sizes),
+    )
+
+
 def _longer(after: pl.DataFrame, table: EventTable, cut_ns: int, rng: np.random.Generator) -> pl.DataFrame:
     tail = _shift(table.frame.tail(200), table.prices, -1)
     if not tail.height:
@@ -136,6 +145,7 @@ FUTURES: Mapping[str, Alteration] = {
     "nulls": _with_future(_nulls),
     "moved": _with_future(_moved),
     "renamed": _with_future(_renamed),
+    "concentrated": _with_future(_concentrated),
     "longer": _with_future(_longer),
     "late": _with_future(_late),
 }

@@ -18,7 +18,7 @@ from spymaster_assets_tests.traps.catalogue import HONEST, LEAKY, Verdict, judge
 from spymaster_assets_tests.traps.graphs import CATALOGUE, CLASSES, parents
 from spymaster_assets_tests.traps.market import ASOF, SESSIONS, edges, inputs, opens_ns
 
-CUTS, SWEEP = (int(n) for n in os.environ.get("SPYMASTER_TRAPS", "2,36").split(","))
+CUTS, SWEEP = (int(n) for n in os.environ.get("SPYMASTER_TRAPS", "2,60").split(","))
 """Times with every future, and times with one: `make nightly` searches longer."""
 
 
