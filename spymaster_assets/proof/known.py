@@ -82,6 +82,8 @@ def compare(asset: str, key: str, stored: KnownTable, replayed: KnownTable | Non
         # without a known row the columns of an empty table say nothing
         if rows and column not in one.columns:
             found.append(Difference(asset, key, column, "all rows", "no column", str(other[column].dtype)))
+    if one.height != other.height and not found:
+        found.append(Difference(asset, key, "rows", "end", f"{one.height} rows", f"{other.height} rows"))
     if stored.column_ns and found:
         return found, count  # columns with times of their own can only be compared row by row
     for column, times in stored.column_ns.items():

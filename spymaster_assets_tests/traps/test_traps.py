@@ -18,7 +18,7 @@ from spymaster_assets_tests.traps.catalogue import HONEST, LEAKY, Verdict, judge
 from spymaster_assets_tests.traps.graphs import CATALOGUE, CLASSES, parents
 from spymaster_assets_tests.traps.market import ASOF, SESSIONS, edges, inputs, opens_ns
 
-CUTS, SWEEP = (int(n) for n in os.environ.get("SPYMASTER_TRAPS", "2,60").split(","))
+CUTS, SWEEP = (int(n) for n in os.environ.get("SPYMASTER_TRAPS", "2,120").split(","))
 """Times with every future, and times with one: `make nightly` searches longer."""
 
 
@@ -63,6 +63,18 @@ def test_a_detector_that_tries_too_little_misses(name: str, blind: str) -> None:
         futures = {blind: FUTURES[blind]}
     assert judge(CATALOGUE[name], 12, 20, futures=futures).asset is None
     assert judge(CATALOGUE[name], 12, 60).located
+
+
+def test_what_outlives_a_rebuild_hides_a_leak() -> None:
+    """A limit that `Rebuild` states: a cache of the process gives every replay what the first run stored."""
+    leaky, cache = CATALOGUE["next_bar_return"], {}
+
+    def remembered(bars: KnownTable) -> KnownTable:
+        return cache.setdefault("features", leaky.nodes["features"](bars))
+
+    graph = replace(leaky, nodes={"bars": leaky.nodes["bars"], "features": remembered})
+    assert judge(graph, 1, 4).asset is None
+    assert judge(leaky, 1, 4).located
 
 
 def test_a_leak_is_named_with_its_first_row_and_values() -> None:
