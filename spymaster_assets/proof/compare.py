@@ -1,171 +1,153 @@
-"""Whether an artifact that was made with another future holds the same values for all that was known before it."""
+"""Whether a session's artifact that was made with another future holds the same values for all that was known before it."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
-from spymaster_assets.contract import Contract
+from spymaster_assets.contract import STAGE_A_DECISION_S, Contract
+from spymaster_assets.datasets.sequences import from_npz_bytes
 from spymaster_assets.market.book import book_from_parquet
-from spymaster_assets.settings import NS
+from spymaster_assets.market.calendar import TradingCalendar
+from spymaster_assets.market.dbn import BAR_SECONDS
+from spymaster_assets.market.files import SessionFiles
+from spymaster_assets.market.instruments import instrument
+from spymaster_assets.proof.known import Difference, KnownTable, compare
+from spymaster_assets.settings import MINUTE_NS, NS
 from spymaster_assets.signals.build import signals_from_parquet
 from spymaster_assets.store import Artifact
 
-
-@dataclass(frozen=True)
-class Difference:
-    """The first row of a column that differs, though it was known at the time of the cut."""
-
-    asset: str
-    key: str
-    column: str
-    row: str
-    stored: str
-    replayed: str
-
-    def __str__(self) -> str:
-        return f"{self.asset} [{self.key}] column {self.column} at {self.row}: stored {self.stored}, replayed {self.replayed}"
+__all__ = ["Difference", "differences", "known_tables"]
 
 
 def differences(stored: Artifact, replayed: Artifact, cut_ns: int, contract: Contract) -> tuple[list[Difference], int]:
     """Differences of one session artifact in what was known at cut_ns, one a column at most, and how many values were compared.
 
-    Values are compared by their bytes. Assets without rows in time (market_files, spot_basis) compare nothing. Raises ArtifactError when
-    signals follow another contract.
+    Raises ArtifactError when signals follow another contract.
     """
-    return _COMPARE.get(stored.asset, _nothing)(stored, replayed, cut_ns, contract)
-
-
-Result = tuple[list[Difference], int]
-Pair = tuple[pl.DataFrame, pl.DataFrame]
-
-
-def _nothing(stored: Artifact, replayed: Artifact, cut_ns: int, contract: Contract) -> Result:
-    return [], 0
-
-
-def _bars(stored: Artifact, replayed: Artifact, cut_ns: int, contract: Contract) -> Result:
-    return _frames(
-        stored, _both(stored, replayed, f"bars_{stored.key}.parquet", pl.col("end_ns") <= cut_ns), "start_ns"
-    )
-
-
-def _levels(stored: Artifact, replayed: Artifact, cut_ns: int, contract: Contract) -> Result:
-    # a level is known when its bar starts, and listed when that bar has ended
-    context = _both(stored, replayed, "context.parquet", pl.col("end_ns") <= cut_ns)
-    found, count = _frames(stored, context, "start_ns")
-    last_ns = context[0]["start_ns"][-1] if context[0].height else 0
-    more, rows = _frames(stored, _both(stored, replayed, "levels.parquet", pl.col("start_ns") <= last_ns), "start_ns")
-    return found + more, count + rows
-
-
-def _book(stored: Artifact, replayed: Artifact, cut_ns: int, contract: Contract) -> Result:
-    if "book.parquet" not in stored.files:
-        return [], 0
-    bucket_ns = book_from_parquet(stored.read("book.parquet")).bucket_ns
-    over = pl.col("ts_ns") < cut_ns // bucket_ns * bucket_ns  # the bucket of the cut is still open
-    return _frames(stored, _both(stored, replayed, "book.parquet", over), "ts_ns")
-
-
-def _flow(stored: Artifact, replayed: Artifact, cut_ns: int, contract: Contract) -> Result:
-    if "flow.parquet" not in stored.files:
-        return [], 0
-    return _frames(stored, _both(stored, replayed, "flow.parquet", pl.col("ts_ns") < cut_ns), "ts_ns")
-
-
-def _signals(stored: Artifact, replayed: Artifact, cut_ns: int, contract: Contract) -> Result:
-    name = f"signals_{stored.key}.parquet"
-    one, other = (
-        signals_from_parquet(a.read(name), contract, str(a.folder / name)).frame.filter(pl.col("decision_ns") <= cut_ns)
-        for a in (stored, replayed)
-    )
-    found, count = _frames(stored, (one.select("event_id"), other.select("event_id")), "event_id")
-    if found:
-        return found, count
-    for column in contract.columns:
-        known = one["ts_ns"] + column.known_after_s * NS <= cut_ns
-        parts = (one.filter(known).select(column.name), other.filter(known).select(column.name))
-        more, rows = _frames(stored, parts, None, one.filter(known)["event_id"].to_list())
+    again = known_tables(replayed, contract)
+    found: list[Difference] = []
+    count = 0
+    for file, table in known_tables(stored, contract).items():
+        more, values = compare(stored.asset, stored.key, table, again.get(file), cut_ns)
         found += more
-        count += rows
+        count += values
     return found, count
 
 
-def _sequences(stored: Artifact, replayed: Artifact, cut_ns: int, contract: Contract) -> Result:
-    name = f"sequence_dataset_{stored.key}.npz"
-    one, other = (_npz(a, name) for a in (stored, replayed))
-    decided = one["ts_ns"] + 60 * NS <= cut_ns
-    rows = int(decided.sum())
-    found = []
-    for array in ("event_id", "X", "mask", "static"):
-        a, b = one[array][decided], other[array][:rows]
-        # the width of a text array is that of its longest row, be it known yet or not
-        same = np.array_equal(a, b) if a.dtype.kind == "U" else a.shape == b.shape and a.tobytes() == b.tobytes()
-        if not same:
-            at = next((i for i in range(min(len(a), len(b))) if a[i].tobytes() != b[i].tobytes()), len(b))
-            row = str(one["event_id"][decided][at]) if at < rows else "end"
-            found.append(Difference(stored.asset, stored.key, array, row, f"{a.shape}", f"{b.shape}"))
-    return found, rows * 4
+def known_tables(artifact: Artifact, contract: Contract) -> dict[str, KnownTable]:
+    """What of a session artifact was known when, by the file that it lies in; empty for assets that have no rows in time."""
+    tables = _TABLES.get(artifact.asset)
+    return dict(tables(artifact, contract)) if tables else {}
 
 
-_COMPARE: dict[str, Callable[[Artifact, Artifact, int, Contract], Result]] = {
+Tables = Iterator[tuple[str, KnownTable]]
+
+
+def _market_files(artifact: Artifact, contract: Contract) -> Tables:
+    # names, hashes, counts and volumes of whole files are of the future by nature
+    found = SessionFiles.from_json(artifact.json("files.json"))
+    opens_ns = TradingCalendar(instrument(found.symbol)).session(found.session).regular_open_ns
+    first_ns = found.first_ns + max(BAR_SECONDS.get(found.schema, 0) * NS, 1)
+    rows: list[tuple[str, str, int]] = [
+        ("schema", found.schema, first_ns),
+        ("first_ns", str(found.first_ns), first_ns),
+        ("front", found.front.raw_symbol, max(opens_ns, first_ns)),
+    ]
+    rows += [
+        (f"volume of {c.raw_symbol} before the open", str(c.pre_open_volume), max(opens_ns, first_ns))
+        for c in found.contracts
+        if c.pre_open_volume
+    ]
+    for minute in found.missing_regular_minutes:
+        begins_ns = int(datetime.fromisoformat(minute).timestamp()) * NS
+        rows.append(("missing minute", minute, begins_ns + MINUTE_NS))
+    frame = pl.DataFrame(rows, schema={"what": pl.String, "value": pl.String, "known_ns": pl.Int64}, orient="row")
+    yield "files.json", KnownTable(frame.drop("known_ns"), frame["known_ns"].to_numpy(), name="what")
+
+
+def _bars(artifact: Artifact, contract: Contract) -> Tables:
+    yield _ends(artifact, f"bars_{artifact.key}.parquet", "start_ns")
+
+
+def _levels(artifact: Artifact, contract: Contract) -> Tables:
+    # a level is known when its bar starts, and listed when that bar has ended
+    yield _ends(artifact, "context.parquet", "start_ns")
+    yield _ends(artifact, "two_minute.parquet", "end_ns")
+    context, levels = (_parquet(artifact, name) for name in ("context.parquet", "levels.parquet"))
+    ends = levels.select("start_ns").join(context.select("start_ns", "end_ns").unique(), on="start_ns", how="left")
+    listed = ends["end_ns"].fill_null(levels["start_ns"] + MINUTE_NS)
+    yield "levels.parquet", KnownTable(levels, listed.to_numpy(), name="start_ns")
+
+
+def _book(artifact: Artifact, contract: Contract) -> Tables:
+    if "book.parquet" in artifact.files:
+        book = book_from_parquet(artifact.read("book.parquet"))
+        over_ns = (book.ts_ns // book.bucket_ns + 1) * book.bucket_ns
+        yield "book.parquet", KnownTable(_parquet(artifact, "book.parquet"), over_ns, name="ts_ns")
+
+
+def _flow(artifact: Artifact, contract: Contract) -> Tables:
+    if "flow.parquet" in artifact.files:
+        frame = _parquet(artifact, "flow.parquet")
+        yield "flow.parquet", KnownTable(frame, frame["ts_ns"].to_numpy() + 1, name="ts_ns")
+
+
+def _basis(artifact: Artifact, contract: Contract) -> Tables:
+    frame = _parquet(artifact, "basis.parquet")
+    yield "basis.parquet", KnownTable(frame, frame["known_ns"].to_numpy(), name="known_ns")
+
+
+def _signals(artifact: Artifact, contract: Contract) -> Tables:
+    name = f"signals_{artifact.key}.parquet"
+    frame = signals_from_parquet(artifact.read(name), contract, str(artifact.folder / name)).frame
+    t0_ns = frame["ts_ns"].to_numpy()
+    times = {c.name: t0_ns + c.known_after_s * NS for c in contract.columns if c.name != "event_id"}
+    columns = frame.select("event_id", *times)
+    yield name, KnownTable(columns, frame["decision_ns"].to_numpy(), times, name="event_id")
+
+
+def _sequences(artifact: Artifact, contract: Contract) -> Tables:
+    name = f"sequence_dataset_{artifact.key}.npz"
+    arrays = from_npz_bytes(artifact.read(name), str(artifact.folder / name))
+    columns = {c: _row_bytes(arrays[c]) for c in ("X", "mask", "static")}
+    frame = pl.DataFrame(
+        {"event_id": arrays["event_id"].tolist(), **columns},
+        schema={"event_id": pl.String, **dict.fromkeys(columns, pl.Binary)},
+    )
+    yield name, KnownTable(frame, arrays["ts_ns"] + STAGE_A_DECISION_S * NS, name="event_id")
+
+
+_TABLES: Mapping[str, Callable[[Artifact, Contract], Tables]] = {
+    "market_files": _market_files,
     "ohlcv_bars": _bars,
     "book_snapshots": _book,
     "option_flow": _flow,
+    "spot_basis": _basis,
     "levels": _levels,
     "signals": _signals,
     "sequence_dataset": _sequences,
 }
 
 
-def _both(stored: Artifact, replayed: Artifact, name: str, known: pl.Expr) -> Pair:
-    """The known rows of a Parquet file of both artifacts; a replay without the file has none."""
-    one = _parquet(stored, name)
-    other = _parquet(replayed, name) if name in replayed.files else one.clear()
-    return one.filter(known), other.filter(known)
+def _ends(artifact: Artifact, file: str, name: str) -> tuple[str, KnownTable]:
+    """A Parquet file whose rows are known at their end_ns."""
+    frame = _parquet(artifact, file)
+    return file, KnownTable(frame, frame["end_ns"].to_numpy(), name=name)
 
 
-def _frames(stored: Artifact, pair: Pair, index: str | None, names: list[str] | None = None) -> Result:
-    one, other = pair
-    found = []
-    for column in one.columns:
-        a, b = one[column], other[column] if column in other.columns else None
-        if b is None or a.dtype != b.dtype:
-            found.append(
-                Difference(
-                    stored.asset, stored.key, column, "all rows", str(a.dtype), str(b.dtype if b is not None else None)
-                )
-            )
-            continue
-        if len(a) == len(b) and a.equals(b, null_equal=True) and _same_bits(a, b):
-            continue
-        at = next((i for i in range(min(len(a), len(b))) if not _equal(a[i], b[i])), min(len(a), len(b)))
-        row = (
-            names[at] if names and at < len(names) else f"{one[index][at]}" if index and at < len(one) else f"row {at}"
-        )
-        values = (str(s[at]) if at < len(s) else "no row" for s in (a, b))
-        found.append(Difference(stored.asset, stored.key, column, row, *values))
-    return found, one.height * one.width
-
-
-def _same_bits(a: pl.Series, b: pl.Series) -> bool:
-    """-0.0 and 0.0 are equal numbers but not equal bytes."""
-    return not a.dtype.is_float() or a.fill_null(0.0).to_numpy().tobytes() == b.fill_null(0.0).to_numpy().tobytes()
-
-
-def _equal(a: Any, b: Any) -> bool:
-    return bool(a == b) or (a is None and b is None) or (a != a and b != b)
+def _row_bytes(array: NDArray[np.generic]) -> list[bytes]:
+    """Each row of an array (n, ...) as its bytes."""
+    if not array.size:
+        return [b""] * len(array)
+    flat = np.ascontiguousarray(array).reshape(len(array), -1)
+    return flat.view(f"V{flat.dtype.itemsize * flat.shape[1]}").ravel().tolist()
 
 
 def _parquet(artifact: Artifact, name: str) -> pl.DataFrame:
     return pl.read_parquet(io.BytesIO(artifact.read(name)))
-
-
-def _npz(artifact: Artifact, name: str) -> dict[str, np.ndarray]:
-    with np.load(io.BytesIO(artifact.read(name)), allow_pickle=False) as arrays:
-        return {k: arrays[k] for k in arrays.files}
