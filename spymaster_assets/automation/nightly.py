@@ -10,7 +10,7 @@ import dagster as dg
 
 from spymaster_assets.errors import SpymasterError
 from spymaster_assets.market.files import FileEntry, covers, scan_folder
-from spymaster_assets.partitions import all_sessions, calendar_of, scheduled_asof
+from spymaster_assets.partitions import MODEL_ASSETS, all_sessions, calendar_of, scheduled_asof
 from spymaster_assets.settings import MINUTE_NS, Settings
 from spymaster_assets.store import ArtifactStore
 
@@ -38,7 +38,8 @@ def due_requests(
     """Runs that are due at `now`, oldest first, judged from what is in the store alone (so a restart changes nothing).
 
     Data: the session's close and the grace time have passed, a file covers it, and its sequences are not made. Models: the as-of
-    session is on the schedule, all earlier sessions of its window are made and it has none. Report: the models' test sessions are made.
+    session is on the schedule, all earlier sessions of its window are made and one of MODEL_ASSETS is not. Report: all of those and
+    the test sessions are made.
     """
     calendar = calendar_of(settings.symbol)
     now_ns = int(now.timestamp()) * 1_000_000_000
@@ -54,11 +55,12 @@ def due_requests(
     for asof in scheduled_asof(settings, now):
         at = index[asof]
         history = sessions[max(0, at - settings.split.history_sessions) : at]
-        if not store.exists("retrieval_index", asof) and all(k in made for k in history):
+        modelled = all(store.exists(a, asof) for a in MODEL_ASSETS)
+        if not modelled and all(k in made for k in history):
             yield Request(MODEL_JOB, asof)
         test = sessions[at : at + settings.split.retrain_every_sessions]
         complete = len(test) == settings.split.retrain_every_sessions and all(k in made for k in test)
-        if complete and store.exists("retrieval_index", asof) and not store.exists("calibration_report", asof):
+        if complete and modelled and not store.exists("calibration_report", asof):
             yield Request(REPORT_JOB, asof)
 
 

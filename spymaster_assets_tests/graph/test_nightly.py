@@ -14,7 +14,7 @@ import pytest
 from spymaster_assets.automation.nightly import DATA_JOB, MODEL_JOB, REPORT_JOB, due_requests, nightly_sensor
 from spymaster_assets.definitions import build_definitions
 from spymaster_assets.market.files import scan_folder
-from spymaster_assets.partitions import all_sessions, calendar_of, scheduled_asof
+from spymaster_assets.partitions import MODEL_ASSETS, all_sessions, calendar_of, scheduled_asof
 from spymaster_assets.settings import NightlySettings, Settings
 from spymaster_assets.store import ArtifactStore
 from spymaster_assets_tests.graph.conftest import Demo
@@ -67,7 +67,10 @@ def test_models_when_their_whole_history_is_in_and_reports_when_the_tests_are(br
     assert not any(k.startswith(MODEL_JOB) for k in due(broken, LATER))
     pretend(broken, "sequence_dataset", [keys[at - 1]])
     assert f"{MODEL_JOB}:{folds[0]}" in due(broken, LATER)
-    pretend(broken, "retrieval_index", [folds[0]])
+    for asset in MODEL_ASSETS[:-1]:
+        pretend(broken, asset, [folds[0]])
+    assert f"{MODEL_JOB}:{folds[0]}" in due(broken, LATER)
+    pretend(broken, MODEL_ASSETS[-1], [folds[0]])
     assert not any(k == f"{MODEL_JOB}:{folds[0]}" or k.startswith(REPORT_JOB) for k in due(broken, LATER))
     pretend(broken, "sequence_dataset", keys[at : at + broken.split.retrain_every_sessions])
     assert f"{REPORT_JOB}:{folds[0]}" in due(broken, LATER)
