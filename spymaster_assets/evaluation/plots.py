@@ -227,14 +227,14 @@ def canaries(entries: Sequence[Mapping[str, Any]], asof: str, simulated: bool) -
             axes.plot(e["value"], y, "o", color=colour, markersize=5)
         axes.set_yticks(range(len(part)), [f"{e['what']}  n={e['n']}" for e in part], fontsize=7.5)
         axes.set_ylim(len(part) - 0.4, -0.7)
-        axes.set_xlabel(label, fontsize=8)
         level = next((e["level"] for e in part if e["level"] is not None), None)
-        title = f"Canaries as of {asof}" if n == 0 else "Skill of noise against the base rate"
-        axes.set_title(title + (f", intervals {level:.2%}" if level else ""), fontsize=10, loc="left", color=INK)
+        axes.set_xlabel(label + (f", intervals of {level:.2%}" if level else ""), fontsize=8)
+        title = f"Canaries as of {asof}" if n == 0 else "Noise against the base rate"
+        axes.set_title(title, fontsize=10, loc="left", color=INK)
         if label == "AUC":
             axes.set_xlim(0.38, 1.02)
     if simulated:
-        figure.text(0.995, 0.992, _MARK, ha="right", va="top", fontsize=7, color=RED, weight="bold")
+        figure.suptitle(_MARK, x=0.995, ha="right", fontsize=7, color=RED, weight="bold")
     return _png(figure)
 
 
