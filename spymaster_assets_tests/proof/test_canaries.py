@@ -36,7 +36,7 @@ from spymaster_assets.settings import DELAYS_S, NS, CanarySettings, RetrievalSet
 from spymaster_assets.store import dump_json
 from spymaster_assets_tests.builders import CONTRACT
 
-FOLDS = int(os.environ.get("SPYMASTER_CANARY_FOLDS", "12"))
+FOLDS = int(os.environ.get("SPYMASTER_CANARY_FOLDS", "8"))
 OPEN_NS = 1_704_205_800 * NS
 DAY_NS = 86_400 * NS
 FEATURES = (
@@ -136,18 +136,16 @@ def test_permuting_keeps_an_event_whole_and_inside_its_session(honest: Fold) -> 
     assert shuffled.drop(labels).equals(twice.drop(labels))
     assert not shuffled["outcome_4min"].equals(twice["outcome_4min"])
     assert shuffled.tail(honest.validation.height).equals(shuffled.slice(honest.train.height, honest.validation.height))
-    for wanted, found in ((x.head(honest.pooled.height) for x in (twice, shuffled)),):
-        key = ["date", "outcome_4min", "strength_signed_4min"]
-        assert found.select(key).sort(key).equals(wanted.select(key).sort(key))
+    wanted, found = (frame.head(honest.pooled.height) for frame in (twice, shuffled))
+    key = ["date", "outcome_4min", "strength_signed_4min"]
+    assert found.select(key).sort(key).equals(wanted.select(key).sort(key))
     other = permuted(honest.pooled, [["volatility"], ["distance_signed"]], rng)
     for name in ("volatility", "distance_signed"):
         assert other[name].sort().equals(honest.pooled[name].sort())
-    assert (
-        abs(
-            np.corrcoef(*(f["date"].rank("dense") * f["volatility"].fill_null(0) for f in (other, honest.pooled)))[0, 1]
-        )
-        < 1
-    )
+    # columns are dealt apart from each other: which rows miss one says nothing of which miss the other
+    moved = [other[name].is_null() != honest.pooled[name].is_null() for name in ("volatility", "distance_signed")]
+    assert moved[0].any()
+    assert not moved[0].equals(moved[1])
 
 
 def verdicts(canaries: list[Canary]) -> dict[str, set[str]]:
@@ -205,14 +203,14 @@ def test_validation_rows_in_training_are_caught(share: float) -> None:
 
 
 def test_power_against_copied_rows() -> None:
-    """Share of folds that are blocked when 20 % of the validation rows also train."""
+    """Share of folds that are blocked when 40 % of the validation rows also train; SPYMASTER_CANARY_FOLDS asks for more."""
     blocked = 0
-    for seed in range(folds := max(3, FOLDS // 10)):
+    for seed in range(folds := max(2, FOLDS // 10)):
         one = fold(seed)
-        leaked = replace(one, train=pl.concat([one.train, one.validation.sample(fraction=0.2, seed=seed)]))
-        blocked += "failed" in verdicts(shuffled_labels(leaked) + noise(leaked))["shuffled_labels"]
+        leaked = replace(one, train=pl.concat([one.train, one.validation.sample(fraction=0.4, seed=seed)]))
+        blocked += "failed" in verdicts(shuffled_labels(leaked))["shuffled_labels"]
     print(f"{blocked} of {folds} folds blocked")
-    assert blocked >= 0.6 * folds
+    assert blocked >= 0.8 * folds
 
 
 @pytest.mark.parametrize("leak", ["strength_signed_4min", "raw return", "missing where it broke"])
