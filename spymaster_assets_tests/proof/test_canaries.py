@@ -194,7 +194,7 @@ def test_honest_folds_are_not_blocked_more_often_than_stated() -> None:
 def test_validation_rows_in_training_are_caught(honest: Fold) -> None:
     leaked = replace(honest, train=pl.concat([honest.train, honest.validation]))
     found = verdicts(shuffled_labels(leaked) + noise(leaked))
-    assert found == dict.fromkeys(("shuffled_labels", "noise_trees", "noise_retrieval"), {"failed"})
+    assert found == {name: {"failed"} for name in ("shuffled_labels", "noise_trees", "noise_retrieval")}
 
 
 def test_power_against_copied_rows() -> None:
