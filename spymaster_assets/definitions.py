@@ -4,7 +4,7 @@ market    market_files -> ohlcv_bars -> spot_basis ; book_snapshots ; option_flo
 signals   levels (bars of the session and warm-up sessions) -> signals
 datasets  sequence_dataset ; split_manifest (window of earlier sessions)
 models    patchtst_model ; tree_bundles ; retrieval_index      of an as-of session
-proof     calibration_report (test sessions of the as-of models) -> walk_forward_report
+proof     canaries (of an as-of session) -> calibration_report (test sessions of the as-of models) -> walk_forward_report
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import dagster as dg
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 
-from spymaster_assets.assets.datasets import dataset_assets  # noqa: E402 - after the filters
+from spymaster_assets.assets.canaries import canary_assets  # noqa: E402 - after the filters
+from spymaster_assets.assets.datasets import dataset_assets  # noqa: E402
 from spymaster_assets.assets.feeds import feed_assets  # noqa: E402
 from spymaster_assets.assets.market import market_assets  # noqa: E402
 from spymaster_assets.assets.models import model_assets  # noqa: E402
@@ -42,7 +43,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
             REPORT_JOB, dg.AssetSelection.assets(REPORT_ASSET), description="A fold's scores."
         ),
     }
-    groups = (market_assets, feed_assets, signal_assets, dataset_assets, model_assets, proof_assets)
+    groups = (market_assets, feed_assets, signal_assets, dataset_assets, model_assets, canary_assets, proof_assets)
     graph = [member for group in groups for member in group(settings)]
     return dg.Definitions(
         assets=[a for a in graph if not isinstance(a, dg.AssetChecksDefinition)],

@@ -46,5 +46,9 @@ class ModelError(SpymasterError):
     """A model cannot be fitted, registered, saved or loaded as asked."""
 
 
+class CanaryError(SpymasterError):
+    """A canary of an as-of session failed, or was run on another split: its scores may not be published."""
+
+
 class TrackingError(SpymasterError):
     """An experiment tracker is configured so that it cannot log."""

@@ -23,7 +23,7 @@ SESSION_ASSETS = (
     "sequence_dataset",
 )
 """Assets keyed by the session whose data they hold, upstream first."""
-MODEL_ASSETS = ("split_manifest", "patchtst_model", "tree_bundles", "retrieval_index")
+MODEL_ASSETS = ("split_manifest", "patchtst_model", "tree_bundles", "retrieval_index", "canaries")
 """Assets keyed by the as-of session: they know only what came before it."""
 REPORT_ASSET = "calibration_report"
 DEFAULT_FIRST_SESSION = "2024-01-02"

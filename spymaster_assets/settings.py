@@ -203,6 +203,18 @@ class RetrievalSettings:
 
 
 @dataclass(frozen=True)
+class CanarySettings:
+    """Canaries of a fold (O): how often chance is tried, and what is too good to be true."""
+
+    permutations: int = 10  # of the labels
+    noise_draws: int = 4
+    false_block_rate: float = 0.001  # of an honest fold, over all its canaries of chance together
+    plausible_auc_a: float = 0.90  # one column before confirmation; 0.75 is the most that was seen
+    plausible_auc_b: float = 0.97  # at confirmation; 0.91 in a market with a planted rule
+    seed: int = 42
+
+
+@dataclass(frozen=True)
 class NightlySettings:
     """The nightly sensor. A run that did not do its work is asked for again after retry_min, max_attempts times in all for one input."""
 
@@ -240,6 +252,7 @@ class Settings:
     patchtst: PatchTSTSettings = field(default_factory=PatchTSTSettings)
     tree: TreeSettings = field(default_factory=TreeSettings)
     retrieval: RetrievalSettings = field(default_factory=RetrievalSettings)
+    canary: CanarySettings = field(default_factory=CanarySettings)
     nightly: NightlySettings = field(default_factory=NightlySettings)
 
     @property
@@ -317,6 +330,8 @@ class Settings:
                 raise ConfigError(f"split.{name} must be at least 1")
         if self.nightly.max_attempts < 1:
             raise ConfigError("nightly.max_attempts must be at least 1")
+        if min(self.canary.permutations, self.canary.noise_draws) < 1 or not 0 < self.canary.false_block_rate < 1:
+            raise ConfigError("canary counts must be at least 1 and canary.false_block_rate between 0 and 1")
         if self.split.embargo_sessions < 0:
             raise ConfigError("split.embargo_sessions must not be negative")
 

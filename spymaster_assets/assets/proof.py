@@ -6,6 +6,7 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
+from spymaster_assets.assets.canaries import require_canaries
 from spymaster_assets.assets.common import Made, each_partition
 from spymaster_assets.assets.datasets import read_part, read_sequences, read_split
 from spymaster_assets.assets.market import read_bars
@@ -17,7 +18,7 @@ from spymaster_assets.datasets.splits import SplitManifest
 from spymaster_assets.errors import MissingInputError
 from spymaster_assets.evaluation import plots
 from spymaster_assets.evaluation.calibration import baseline_predictions, judge, trials, with_outcomes
-from spymaster_assets.evaluation.report import ReportData, render_report
+from spymaster_assets.evaluation.report import ReportData, canary_rows, render_report
 from spymaster_assets.models.base import SequenceData, prediction_frame
 from spymaster_assets.models.trees import BoostedTrees
 from spymaster_assets.partitions import SESSION_ASSETS, all_sessions, calendar_of, scheduled_asof
@@ -48,6 +49,7 @@ def proof_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
             "tree_bundles",
             "retrieval_index",
             "split_manifest",
+            "canaries",
             dg.AssetDep("signals", partition_mapping=window),
             dg.AssetDep("sequence_dataset", partition_mapping=window),
         ],
@@ -64,6 +66,7 @@ def proof_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
         def make(key: str) -> Made:
             store = artifacts.store
             split, split_artifact = read_split(store, key)
+            canaries = require_canaries(store, split_artifact)
             missing = [k for k in split.test if not store.exists("sequence_dataset", k)]
             if missing:
                 raise MissingInputError(
@@ -118,7 +121,7 @@ def proof_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
                 "calibration_report",
                 key,
                 files,
-                inputs={"split_manifest": split_artifact.sha256, **inputs},
+                inputs={"split_manifest": split_artifact.sha256, "canaries": canaries.sha256, **inputs},
                 metadata=dict(run.ids),
             )
             return Made(
@@ -136,7 +139,10 @@ def proof_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
 
     @dg.asset(
         group_name="proof",
-        deps=[dg.AssetDep("calibration_report", partition_mapping=dg.AllPartitionMapping())],
+        deps=[
+            dg.AssetDep("calibration_report", partition_mapping=dg.AllPartitionMapping()),
+            dg.AssetDep("canaries", partition_mapping=dg.AllPartitionMapping()),
+        ],
         kinds={"html"},
         code_version=fingerprint(settings.split, settings.label, contract.sha256, "1"),
         description="All folds together: one self-contained HTML report with base rates, baselines, intervals and the number of trials.",
@@ -144,21 +150,32 @@ def proof_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
     def walk_forward_report(context: dg.AssetExecutionContext, artifacts: ArtifactRoot) -> dg.MaterializeResult[Any]:
         store = artifacts.store
         judged = set(store.keys("calibration_report"))
-        folds = [k for k in scheduled_asof(settings) if k in judged]
+        canaries = {k: store.load("canaries", k) for k in scheduled_asof(settings) if k in judged}
+        verdicts = {k: artifact.json("canaries.json") for k, artifact in canaries.items()}
+        folds = [k for k, report in verdicts.items() if not report["failed"]]
         if not folds:
             raise MissingInputError(
-                "no fold of the retraining schedule has been judged yet",
+                "no fold of the retraining schedule has been judged, with canaries that hold",
                 where=str(store.root / "calibration_report"),
                 remedy="dagster asset materialize --select calibration_report --partition <as-of session>; `spymaster status` names them",
             )
-        data = report_data(store, settings, folds)
+        data = report_data(store, settings, folds, list(verdicts.values()))
         html = render_report(data)
-        summary = {"folds": folds, "trials": data.trials, "heads": data.pooled, "simulated": settings.simulated}
+        summary = {
+            "folds": folds,
+            "canaries": canary_rows(data.canaries),
+            "trials": data.trials,
+            "heads": data.pooled,
+            "simulated": settings.simulated,
+        }
         artifact = store.publish(
             "walk_forward_report",
             REPORT_KEY,
             {"report.html": html, "report.json": dump_json(summary)},
-            inputs={f"calibration_report[{k}]": store.load("calibration_report", k).sha256 for k in folds},
+            inputs={
+                **{f"calibration_report[{k}]": store.load("calibration_report", k).sha256 for k in folds},
+                **{f"canaries[{k}]": artifact.sha256 for k, artifact in canaries.items()},
+            },
         )
         return dg.MaterializeResult(
             data_version=dg.DataVersion(artifact.sha256),
@@ -232,7 +249,9 @@ def predict_all(store: ArtifactStore, asof: str, sessions: Sequence[str]) -> tup
     return pl.concat(parts, how="diagonal"), inputs
 
 
-def report_data(store: ArtifactStore, settings: Settings, folds: list[str]) -> ReportData:
+def report_data(
+    store: ArtifactStore, settings: Settings, folds: list[str], canaries: list[dict[str, Any]]
+) -> ReportData:
     """Everything that the HTML report shows, from stored artifacts."""
     calendar = calendar_of(settings.symbol)
     reports = [store.load("calibration_report", k) for k in folds]
@@ -272,6 +291,7 @@ def report_data(store: ArtifactStore, settings: Settings, folds: list[str]) -> R
         label_settings=dict(vars(settings.label)),
         split_settings=dict(vars(settings.split)),
         folds=per_fold,
+        canaries=canaries,
         pooled=pooled,
         trials=sum(f["trials"] for f in per_fold),
         skipped=[{"asof": f["asof"], **s} for f in per_fold for s in f["skipped"]],

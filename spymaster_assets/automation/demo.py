@@ -242,6 +242,10 @@ def _show(console: Console, report: dict[str, Any], settings: Settings) -> None:
             style="bold green" if interval and interval[0] > max(best.get(key, 0.0), 0.0) else None,
         )
     console.print(table)
+    held = sum(
+        row["published"] and all(c["verdict"] == "holds" for c in row["cells"].values()) for row in report["canaries"]
+    )
+    console.print(f"Canaries hold in {held} of {len(report['canaries'])} folds.")
     for line in unscored:
         console.print(f"not scored: {line}", style="dim")
     console.print(

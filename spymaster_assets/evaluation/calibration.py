@@ -123,7 +123,7 @@ def judge(outcomes: pl.DataFrame, draws: int = 400) -> list[dict[str, Any]]:
             "intervals": {},
             "reliability": [],
             "reliability_uniform": [],
-            "reason": _too_few(y, classifier),
+            "reason": too_few(y, classifier),
         }
         if entry["reason"]:
             entry["metrics"] = {"n": len(y), "positives": int(y.sum()) if classifier else None}
@@ -132,7 +132,7 @@ def judge(outcomes: pl.DataFrame, draws: int = 400) -> list[dict[str, Any]]:
             entry["reliability"] = reliability_bins(y, p, "quantile")
             entry["reliability_uniform"] = reliability_bins(y, p, "uniform")
             entry["intervals"] = _intervals(
-                {"auc": lambda y, p, _: auc(y, p), "skill": _brier_skill}, y, p, reference, sessions, draws
+                {"auc": lambda y, p, _: auc(y, p), "skill": brier_skill}, y, p, reference, sessions, draws
             )
         else:
             entry["metrics"] = regression_metrics(y, p, reference)
@@ -146,7 +146,8 @@ def trials(entries: list[Mapping[str, Any]] | list[dict[str, Any]], folds: int) 
     return folds * sum(not e["baseline"] for e in entries)
 
 
-def _brier_skill(y: Floats, p: Floats, reference: Floats) -> float:
+def brier_skill(y: Floats, p: Floats, reference: Floats) -> float:
+    """1 - Brier score of p / Brier score of the reference."""
     return 1 - brier(y, p) / max(brier(y, reference), _SMALL)
 
 
@@ -168,7 +169,8 @@ def _intervals(
     return {name: session_bootstrap(on(score), sessions, draws) for name, score in scores.items()}
 
 
-def _too_few(y: np.ndarray, classifier: bool) -> str | None:
+def too_few(y: NDArray[np.float64], classifier: bool) -> str | None:
+    """Why rows with outcomes y (n,) are not scored, or None."""
     if len(y) < MIN_ROWS:
         return f"{len(y)} rows, {MIN_ROWS} are needed"
     if classifier and min(y.sum(), len(y) - y.sum()) < MIN_CLASS:

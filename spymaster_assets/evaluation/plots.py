@@ -200,6 +200,44 @@ def gains(names: Sequence[str], values: Sequence[float], title: str, simulated: 
     return _png(figure)
 
 
+def canaries(entries: Sequence[Mapping[str, Any]], asof: str, simulated: bool) -> bytes:
+    """Canaries of a fold against their limits: AUC left, skill right; grey where a canary could not be assessed."""
+    panels = [[e for e in entries if e["statistic"] == s] for s in ("AUC", "skill")]
+    height = 0.3 * max(len(p) for p in panels) + 1.15
+    figure = Figure(figsize=(11.5, height), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    colours = {"holds": GREEN, "failed": RED, "not assessable": GREY}
+    for n, (part, label, chance) in enumerate(zip(panels, ("AUC", "skill"), (0.5, 0.0), strict=True)):
+        axes = figure.add_subplot(1, 2, n + 1)
+        _style(axes)
+        axes.axvline(chance, color=INK, linewidth=0.9)
+        for y, e in enumerate(part):
+            colour = colours[e["verdict"]]
+            if e["value"] is None:
+                axes.text(chance, y, f"  not assessable: {e['reason']}", fontsize=7, color=FAINT, va="center")
+                continue
+            if e["low"] is None:
+                bound = {"planted_column": ">", "planted_model": ">"}.get(e["canary"], "<")
+                axes.plot([e["limit"]] * 2, [y - 0.36, y + 0.36], color=INK, linewidth=1.4, linestyle=":")
+                axes.annotate(
+                    f"{bound} {e['limit']:g}", (e["limit"], y - 0.36), fontsize=6, color=FAINT, ha="center", va="bottom"
+                )
+            else:
+                axes.plot([e["low"], e["high"]], [y, y], color=colour, linewidth=2.2, solid_capstyle="butt")
+            axes.plot(e["value"], y, "o", color=colour, markersize=5)
+        axes.set_yticks(range(len(part)), [f"{e['what']}  n={e['n']}" for e in part], fontsize=7.5)
+        axes.set_ylim(len(part) - 0.4, -0.7)
+        level = next((e["level"] for e in part if e["level"] is not None), None)
+        axes.set_xlabel(label + (f", intervals of {level:.2%}" if level else ""), fontsize=8)
+        title = f"Canaries as of {asof}" if n == 0 else "Noise against the base rate"
+        axes.set_title(title, fontsize=10, loc="left", color=INK)
+        if label == "AUC":
+            axes.set_xlim(0.38, 1.02)
+    if simulated:
+        figure.suptitle(_MARK, x=0.995, ha="right", fontsize=7, color=RED, weight="bold")
+    return _png(figure)
+
+
 def _figure(
     width: float, height: float, simulated: bool, margins: tuple[float, float, float, float] | None = None
 ) -> tuple[Figure, Axes]:

@@ -27,6 +27,18 @@ HEADS = {
     "strength": "How far (signed, SPY dollars)?",
 }
 
+CANARY_NAMES = {
+    "planted_declared": "future column refused",
+    "planted_replay": "lie seen by replay",
+    "planted_column": "lie seen by its AUC",
+    "planted_model": "model of the lie",
+    "production_columns": "best real column",
+    "shuffled_labels": "shuffled labels",
+    "noise_trees": "trees of noise",
+    "noise_retrieval": "neighbours of noise",
+}
+_WORST_FIRST = ("failed", "not assessable", "holds")
+
 
 @dataclass(frozen=True)
 class ReportData:
@@ -34,8 +46,9 @@ class ReportData:
 
     sessions: keys with signals. coverage: market_files records of those.
     missing_feeds: feeds of the contract that no session has. base_rates: {mode: {delay: {n, reached_1, reached_2}}}. folds:
-    calibration reports, oldest first. pooled: `judge` entries of all folds together. skipped: heads without a model, with the reason.
-    fold_strip, reliability, label_balance, example_chart: data URIs.
+    calibration reports, oldest first. canaries: canaries.json of every fold, also of those whose scores are withheld. pooled: `judge`
+    entries of all folds together. skipped: heads without a model, with the reason. fold_strip, reliability, label_balance,
+    example_chart: data URIs.
     """
 
     symbol: str
@@ -52,6 +65,7 @@ class ReportData:
     label_settings: dict[str, Any]
     split_settings: dict[str, Any]
     folds: list[dict[str, Any]]
+    canaries: list[dict[str, Any]]
     pooled: list[dict[str, Any]]
     trials: int
     skipped: list[dict[str, Any]]
@@ -89,6 +103,8 @@ def render_report(data: ReportData) -> bytes:
         names=NAMES,
         head_questions=HEADS,
         verdicts=verdicts(data.pooled),
+        canary_rows=canary_rows(data.canaries),
+        canary_names=CANARY_NAMES,
         rolls=[c for c in data.coverage if c["front"]["rolled_from"]],
         thin=[c for c in data.coverage if c["coverage_regular"] < 1],
         absent=absent_sessions(data.symbol, data.sessions),
@@ -117,6 +133,26 @@ def verdicts(pooled: list[dict[str, Any]]) -> list[dict[str, Any]]:
         beats = [e for e in above if (e["metrics"]["skill"] or 0) > best.get((e["head"], e["delay"], e["stage"]), 0.0)]
         out.append({"model": model, "scored": len(scored), "above": len(above), "beats": len(beats)})
     return out
+
+
+def canary_rows(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """{asof, published, cells: {canary: {verdict, value, statistic}}} of each fold: the worst verdict of a canary, and its value that
+    lies furthest from its limit."""
+    rows = []
+    for report in reports:
+        cells = {}
+        for name in CANARY_NAMES:
+            parts = [c for c in report["canaries"] if c["canary"] == name]
+            worst = min(
+                parts,
+                key=lambda c: (
+                    _WORST_FIRST.index(c["verdict"]),
+                    -abs((c["value"] or 0) - (c["limit"] or 0)),
+                ),
+            )
+            cells[name] = {k: worst[k] for k in ("verdict", "value", "statistic", "reason")}
+        rows.append({"asof": report["asof"], "published": not report["failed"], "cells": cells})
+    return rows
 
 
 def best_baselines(pooled: list[dict[str, Any]]) -> dict[tuple[str, str, str], float]:

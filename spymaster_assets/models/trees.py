@@ -97,7 +97,7 @@ class BoostedTrees(Model):
             for stage in self.settings.stages:
                 for delay in DELAYS_S:
                     for head in HEADS:
-                        made = self._fit_head(train, validation, head, delay, stage, ablation)
+                        made = self.fit_head(train, validation, head, delay, stage, ablation)
                         if isinstance(made, Bundle):
                             bundles.append(made)
                         else:
@@ -110,6 +110,86 @@ class BoostedTrees(Model):
             )
         self.bundles, self.skipped = tuple(bundles), tuple(skipped)
         return FitReport({b.name: b.meta["metrics"] for b in bundles}, skipped=self.skipped)
+
+    def fit_head(
+        self, train: pl.DataFrame, validation: pl.DataFrame, head: str, delay: str, stage: str, ablation: str
+    ) -> Bundle | dict[str, Any]:
+        """One head, or {head, delay, stage, ablation, reason, ...} where there are too few rows. Without validation rows it does not stop
+        early: it takes early_stopping_rounds rounds."""
+        contract, settings = self.contract, self.settings
+        rows, judged = (
+            f.filter(pl.Series(labelled_rows(f, head, delay, stage, contract))) for f in (train, validation)
+        )
+        y, y_judged = target(rows, head, delay), target(judged, head, delay)
+        classifier = head in CLASSIFIERS
+        why = _too_few(y, classifier, settings.min_class_rows)
+        who = {"head": head, "delay": delay, "stage": stage, "ablation": ablation}
+        if why:
+            return {**who, "reason": why, "train_rows": len(y), "positives": int(y.sum()) if classifier else None}
+        X, names = feature_matrix(rows, contract, stage, delay, ablation)
+        X_judged, _ = feature_matrix(judged, contract, stage, delay, ablation)
+        # a column that never varies (a missing feed's) would only dilute the columns that each tree samples
+        varies = _varies(X)
+        X, X_judged, names = X[:, varies], X_judged[:, varies], tuple(np.array(names)[varies].tolist())
+        stops_early = len(y_judged) > 0 and (not classifier or len(np.unique(y_judged)) == 2)
+        params = {
+            "objective": "binary:logistic" if classifier else "reg:absoluteerror",
+            "eval_metric": "logloss" if classifier else "mae",
+            "max_depth": settings.max_depth,
+            "learning_rate": settings.learning_rate,
+            "subsample": settings.subsample,
+            "colsample_bytree": settings.colsample_bytree,
+            "min_child_weight": settings.min_child_weight,
+            "reg_lambda": settings.reg_lambda,
+            "tree_method": "hist",
+            "nthread": settings.threads,
+            "seed": settings.seed,
+        }
+        data = xgb.DMatrix(X, y, feature_names=list(names))
+        watched = xgb.DMatrix(X_judged, y_judged, feature_names=list(names)) if len(y_judged) else None
+        booster = xgb.train(
+            params,
+            data,
+            num_boost_round=settings.rounds if stops_early else settings.early_stopping_rounds,
+            evals=[(watched, "validation")] if watched and stops_early else None,
+            early_stopping_rounds=settings.early_stopping_rounds if stops_early else None,
+            verbose_eval=False,
+        )
+        if stops_early:
+            booster = booster[: booster.best_iteration + 1]
+        model = bytes(booster.save_raw("ubj"))
+        base = float(y.mean()) if classifier else float(np.median(y))
+        p = np.asarray(booster.predict(watched) if watched else [], np.float64)
+        metrics = _metrics(y_judged, p, base, classifier, judged["date"].to_numpy().astype(str))
+        logistic = logistic_probabilities(X, y, X_judged) if classifier and len(y_judged) else None
+        gain = booster.get_score(importance_type="gain")
+        meta = {
+            **who,
+            "features": list(names),
+            "feature_columns": _columns_of(names, contract.features(stage, delay, ablation)),
+            "decision_after_t0_s": decision_after_s(stage, delay),
+            "target": {
+                "tradeable_2": f"tradeable_2_{delay}",
+                "direction": f"outcome_{delay} == BREAK",
+                "strength": f"strength_signed_{delay}",
+            }[head],
+            "train_rows": len(y),
+            "validation_rows": len(y_judged),
+            "base_rate": base,
+            "metrics": {
+                "validation": metrics,
+                "logistic": binary_metrics(y_judged, logistic, base) if logistic is not None else None,
+            },
+            "rounds": booster.num_boosted_rounds(),
+            "early_stopping": stops_early,
+            "params": params,
+            "gain": {k: float(v) for k, v in sorted(gain.items(), key=lambda kv: -float(kv[1]))[:20]},  # type: ignore[arg-type]
+            "model_sha256": hashlib.sha256(model).hexdigest(),
+            "contract_sha256": contract.sha256,
+            "schema_version": contract.schema_version,
+            **self.context,
+        }
+        return Bundle(model, meta)
 
     def _predict(self, data: pl.DataFrame) -> pl.DataFrame:
         """Every head on every row; see Model.predict."""
@@ -153,84 +233,6 @@ class BoostedTrees(Model):
         for b in model.bundles:
             b.booster()
         return model
-
-    def _fit_head(
-        self, train: pl.DataFrame, validation: pl.DataFrame, head: str, delay: str, stage: str, ablation: str
-    ) -> Bundle | dict[str, Any]:
-        contract, settings = self.contract, self.settings
-        rows, judged = (
-            f.filter(pl.Series(labelled_rows(f, head, delay, stage, contract))) for f in (train, validation)
-        )
-        y, y_judged = target(rows, head, delay), target(judged, head, delay)
-        classifier = head in CLASSIFIERS
-        why = _too_few(y, classifier, settings.min_class_rows)
-        who = {"head": head, "delay": delay, "stage": stage, "ablation": ablation}
-        if why:
-            return {**who, "reason": why, "train_rows": len(y), "positives": int(y.sum()) if classifier else None}
-        X, names = feature_matrix(rows, contract, stage, delay, ablation)
-        X_judged, _ = feature_matrix(judged, contract, stage, delay, ablation)
-        # a column that never varies (a missing feed's) would only dilute the columns that each tree samples
-        varies = _varies(X)
-        X, X_judged, names = X[:, varies], X_judged[:, varies], tuple(np.array(names)[varies].tolist())
-        stops_early = len(y_judged) > 0 and (not classifier or len(np.unique(y_judged)) == 2)
-        params = {
-            "objective": "binary:logistic" if classifier else "reg:absoluteerror",
-            "eval_metric": "logloss" if classifier else "mae",
-            "max_depth": settings.max_depth,
-            "learning_rate": settings.learning_rate,
-            "subsample": settings.subsample,
-            "colsample_bytree": settings.colsample_bytree,
-            "min_child_weight": settings.min_child_weight,
-            "reg_lambda": settings.reg_lambda,
-            "tree_method": "hist",
-            "nthread": settings.threads,
-            "seed": settings.seed,
-        }
-        data = xgb.DMatrix(X, y, feature_names=list(names))
-        watched = xgb.DMatrix(X_judged, y_judged, feature_names=list(names))
-        booster = xgb.train(
-            params,
-            data,
-            num_boost_round=settings.rounds if stops_early else settings.early_stopping_rounds,
-            evals=[(watched, "validation")] if stops_early else None,
-            early_stopping_rounds=settings.early_stopping_rounds if stops_early else None,
-            verbose_eval=False,
-        )
-        if stops_early:
-            booster = booster[: booster.best_iteration + 1]
-        model = bytes(booster.save_raw("ubj"))
-        base = float(y.mean()) if classifier else float(np.median(y))
-        p = np.asarray(booster.predict(watched), np.float64)
-        metrics = _metrics(y_judged, p, base, classifier, judged["date"].to_numpy().astype(str))
-        logistic = logistic_probabilities(X, y, X_judged) if classifier and len(y_judged) else None
-        gain = booster.get_score(importance_type="gain")
-        meta = {
-            **who,
-            "features": list(names),
-            "feature_columns": _columns_of(names, contract.features(stage, delay, ablation)),
-            "decision_after_t0_s": decision_after_s(stage, delay),
-            "target": {
-                "tradeable_2": f"tradeable_2_{delay}",
-                "direction": f"outcome_{delay} == BREAK",
-                "strength": f"strength_signed_{delay}",
-            }[head],
-            "train_rows": len(y),
-            "validation_rows": len(y_judged),
-            "base_rate": base,
-            "metrics": {
-                "validation": metrics,
-                "logistic": binary_metrics(y_judged, logistic, base) if logistic is not None else None,
-            },
-            "rounds": booster.num_boosted_rounds(),
-            "early_stopping": stops_early,
-            "params": params,
-            "gain": {k: float(v) for k, v in sorted(gain.items(), key=lambda kv: -float(kv[1]))[:20]},  # type: ignore[arg-type]
-            "model_sha256": hashlib.sha256(model).hexdigest(),
-            "contract_sha256": contract.sha256,
-            "schema_version": contract.schema_version,
-            **self.context,
-        }
-        return Bundle(model, meta)
 
 
 def _varies(X: NDArray[np.float32]) -> NDArray[np.bool_]:

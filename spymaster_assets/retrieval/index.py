@@ -190,6 +190,13 @@ def build_index(
     require_times(rows, "the rows of the index")
     train = pl.col("date").is_in(list(fold.train))
     check_fold(fold, rows.filter(train), rows.filter(~train))
+    return fit_index(rows, fold.first_test_decision_ns, contract, settings, delay)
+
+
+def fit_index(
+    rows: pl.DataFrame, first_query_ns: int, contract: Contract, settings: RetrievalSettings, delay: str
+) -> RetrievalIndex:
+    """The index itself, for touches decided at first_query_ns or later; `build_index` has judged the rows."""
     outcome = f"outcome_{delay}"
     rows = rows.filter(pl.col(outcome) != "UNDEFINED").sort("ts_ns", "event_id")
     if rows.height < settings.k:
@@ -220,7 +227,7 @@ def build_index(
         meta={
             "settings": dict(vars(settings)),
             "delay": delay,
-            "asof_open_ns": fold.first_test_decision_ns,
+            "asof_open_ns": first_query_ns,
             "columns": columns,
             "encoded": list(names),
             "kept": kept.tolist(),

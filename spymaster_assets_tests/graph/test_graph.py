@@ -59,6 +59,7 @@ def test_metadata_that_people_look_at(demo: Demo) -> None:
         "split_manifest": {"folds", "purged", "embargoed", "test_sessions"},
         "patchtst_model": {"loss", "metrics", "simulated"},
         "tree_bundles": {"validation", "gain", "skipped", "simulated"},
+        "canaries": {"verdicts", "intervals", "failed", "simulated"},
         "calibration_report": {"reliability", "scores", "simulated"},
         "walk_forward_report": {"fold_strip", "scores", "report", "simulated"},
     }
@@ -98,7 +99,9 @@ def test_groups_and_lineage(demo: Demo) -> None:
     assert {"book_snapshots", "option_flow"} <= upstream["signals"]
     assert "signals" in upstream["split_manifest"]
     assert "split_manifest" in upstream["patchtst_model"]
-    assert upstream["walk_forward_report"] == {"calibration_report"}
+    assert upstream["canaries"] == {"split_manifest", "signals"}
+    assert "canaries" in upstream["calibration_report"]
+    assert upstream["walk_forward_report"] == {"calibration_report", "canaries"}
 
 
 def test_partitions_are_sessions(demo: Demo) -> None:
