@@ -211,6 +211,15 @@ class NightlySettings:
 
 
 @dataclass(frozen=True)
+class ProveSettings:
+    """Replays: times at which a session is cut, by the command line and the job, and by the nightly schedule (New York cron)."""
+
+    cuts: int = 16
+    nightly_cuts: int = 256
+    cron: str = "0 2 * * 2-6"
+
+
+@dataclass(frozen=True)
 class Settings:
     """One deployment: one instrument, one DBN folder, one artifact root.
 
@@ -234,6 +243,7 @@ class Settings:
     tree: TreeSettings = field(default_factory=TreeSettings)
     retrieval: RetrievalSettings = field(default_factory=RetrievalSettings)
     nightly: NightlySettings = field(default_factory=NightlySettings)
+    prove: ProveSettings = field(default_factory=ProveSettings)
 
     @property
     def instrument(self) -> Instrument:
@@ -247,7 +257,8 @@ class Settings:
         SPYMASTER_DATA_DIR (root, default data/), SPYMASTER_DBN_DIR (default <root>/dbn), SPYMASTER_INSTRUMENT,
         SPYMASTER_FIRST_SESSION, SPYMASTER_LAST_SESSION, SPYMASTER_LABEL_MODE (dollars | volatility),
         SPYMASTER_WINDOW (rolling | expanding), SPYMASTER_TRAIN_SESSIONS, SPYMASTER_VALIDATION_SESSIONS,
-        SPYMASTER_EMBARGO_SESSIONS, SPYMASTER_RETRAIN_EVERY, SPYMASTER_NIGHTLY (1 | 0), SPYMASTER_DEVICE.
+        SPYMASTER_EMBARGO_SESSIONS, SPYMASTER_RETRAIN_EVERY, SPYMASTER_NIGHTLY (1 | 0), SPYMASTER_DEVICE,
+        SPYMASTER_PROVE_CUTS.
         """
         env = os.environ if env is None else env
         root = Path(env.get("SPYMASTER_DATA_DIR") or "data").expanduser().resolve()
@@ -275,6 +286,7 @@ class Settings:
             ("split", "embargo_sessions", "SPYMASTER_EMBARGO_SESSIONS"),
             ("split", "retrain_every_sessions", "SPYMASTER_RETRAIN_EVERY"),
             ("patchtst", "device", "SPYMASTER_DEVICE"),
+            ("prove", "cuts", "SPYMASTER_PROVE_CUTS"),
         ]
         for part, name, variable in nested:
             if raw := env.get(variable):
@@ -308,6 +320,8 @@ class Settings:
         for name in ("train_sessions", "validation_sessions", "retrain_every_sessions"):
             if getattr(self.split, name) < 1:
                 raise ConfigError(f"split.{name} must be at least 1")
+        if min(self.prove.cuts, self.prove.nightly_cuts) < 1:
+            raise ConfigError("prove.cuts and prove.nightly_cuts must be at least 1")
         if self.split.embargo_sessions < 0:
             raise ConfigError("split.embargo_sessions must not be negative")
 
