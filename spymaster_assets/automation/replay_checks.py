@@ -102,7 +102,15 @@ def evaluations(
         records = instance.fetch_materializations(
             dg.AssetRecordsFilter(asset_key=asset, asset_partitions=[verdict.partition]), limit=1
         ).records
-        targets = [AssetCheckEvaluationTargetMaterializationData(r.storage_id, r.run_id, r.timestamp) for r in records]
+        target = next(
+            (
+                AssetCheckEvaluationTargetMaterializationData(
+                    storage_id=r.storage_id, run_id=r.run_id, timestamp=r.timestamp
+                )
+                for r in records
+            ),
+            None,
+        )
         yield dg.AssetCheckEvaluation(
             asset_key=asset,
             check_name=CHECK,
@@ -110,7 +118,7 @@ def evaluations(
             description=verdict.description,
             metadata=verdict.metadata,
             partition=verdict.partition,
-            target_materialization_data=targets[0] if targets else None,
+            target_materialization_data=target,
         )
 
 
@@ -159,7 +167,7 @@ def prove_job(settings: Settings) -> dg.JobDefinition:
             say = context.log.info if verdict.holds else context.log.error
             say(f"{verdict.asset} [{verdict.partition}]: {verdict.description}")
         for evaluation in evaluations(context.instance, found):
-            context.log_event(evaluation)
+            context.log_event(evaluation)  # type: ignore[arg-type]  # it takes one, its annotation does not say so
 
     @dg.job(
         name=PROVE_JOB,

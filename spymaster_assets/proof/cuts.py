@@ -68,12 +68,12 @@ def cuts_of(
 
 
 def cuttable_from_ns(registered: SessionFiles, session: Session) -> int:
-    """From when on a cut leaves a session its input: its first record, or the regular open where the front month rests on volume up to it."""
+    """From when on a session can be cut: its first record, or the regular open where the front month rests on volume up to it."""
     return session.regular_open_ns if registered.front.basis == "pre_open" else registered.first_ns
 
 
 def telling_sessions(store: ArtifactStore, calendar: TradingCalendar) -> dict[str, str]:
-    """{session: why} of those with signals that are replayed where none is named: the newest, and the newest DST change, roll and half day."""
+    """{session: why} of those that are replayed where none is named: the newest, and the newest DST change, roll and half day."""
     keys = store.keys("signals")
     if not keys:
         return {}
