@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Literal
@@ -157,8 +157,10 @@ def replay_redelivery(settings: Settings, asof: str) -> Replay:
             if not _refuses(shadow, asset, asof):
                 told = ("refused", "made of the old split and the new rows")
                 results[asset][0].append(Difference(asset, asof, "inputs", f"signals[{again}]", *told))
-    at_ns = session.regular_open_ns
-    return _judged(settings, asof, f"{again} delivered again", at_ns, results)
+    # what is found in other partitions counts for the split, which stands above all models of the as-of session
+    elsewhere = sum(results[a][1] for a in SESSION_ASSETS)
+    replay = _judged(settings, asof, f"{again} delivered again", session.regular_open_ns, results)
+    return replace(replay, compared={"split_manifest": elsewhere, **{a: results[a][1] for a in MODEL_ASSETS[1:]}})
 
 
 def prove(
@@ -223,14 +225,15 @@ def _registered(store: ArtifactStore, key: str) -> SessionFiles:
 
 
 def _front_differences(stored: Artifact, replayed: Artifact) -> tuple[list[Difference], int]:
-    """The contract in front is known at the regular open."""
+    """The contract in front is known at the regular open; how many others trade beside it is not."""
     one, other = (a.json("files.json")["front"] for a in (stored, replayed))
+    names = ("instrument_id", "raw_symbol", "rolled_from")
     found = [
-        Difference(stored.asset, stored.key, f"front.{name}", "front", str(one[name]), str(other[name]))
-        for name in one
+        Difference(stored.asset, stored.key, name, "front", str(one[name]), str(other[name]))
+        for name in names
         if one[name] != other[name]
     ]
-    return found, len(one)
+    return found, len(names)
 
 
 def _unnoticed(reader: Artifact, again: str, changed: Mapping[str, str]) -> list[Difference]:

@@ -21,7 +21,7 @@ from spymaster_assets.store import ArtifactStore
 CHECK = "replay_holds"
 PROVE_JOB = "prove"
 SHOWN_DIFFERENCES = 100
-_COLUMNS = ("future", "cut", "column", "row", "stored", "replayed", "begins")
+_COLUMNS = ("future", "cut", "asset", "column", "row", "stored", "replayed", "begins")
 _TEXT = "Rebuilt in a shadow store with a future that is cut off, another or late, it holds what was known before, byte for byte."
 
 
@@ -57,7 +57,16 @@ class Verdict:
                 dict(
                     zip(
                         _COLUMNS,
-                        (r.future, r.at, d.column, d.row, d.stored, d.replayed, r.nearest.get(d.asset) or "here"),
+                        (
+                            r.future,
+                            r.at,
+                            f"{d.asset} [{d.key}]",
+                            d.column,
+                            d.row,
+                            d.stored,
+                            d.replayed,
+                            r.nearest.get(d.asset) or "here",
+                        ),
                         strict=True,
                     )
                 )
@@ -77,7 +86,7 @@ class Verdict:
 def verdicts(replays: Sequence[Replay]) -> dict[tuple[str, str], Verdict]:
     """{(asset, partition): verdict} of all that the replays compared, in the order of the graph.
 
-    A difference counts for its own partition's asset; one in another partition (a session beside a redelivered one) for the replay's.
+    A difference in an asset that its replay does not judge (of a session beside a redelivered one) counts for the first that it does.
     """
     out = {}
     assets = [(a, key) for key in dict.fromkeys(r.key for r in replays) for a in (*SESSION_ASSETS, *MODEL_ASSETS)]
@@ -88,9 +97,13 @@ def verdicts(replays: Sequence[Replay]) -> dict[tuple[str, str], Verdict]:
         futures: dict[str, int] = {}
         for r in mine:
             futures[r.future] = futures.get(r.future, 0) + 1
-        found = tuple((r, d) for r in mine for d in r.differences if d.asset == asset)
+        found = tuple((r, d) for r in mine for d in r.differences if asset == _judged_with(r, d))
         out[asset, key] = Verdict(asset, key, len(mine), futures, sum(r.compared[asset] for r in mine), found)
     return out
+
+
+def _judged_with(replay: Replay, difference: Difference) -> str:
+    return difference.asset if difference.asset in replay.compared else next(iter(replay.compared))
 
 
 def evaluations(
