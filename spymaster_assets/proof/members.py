@@ -29,13 +29,15 @@ def fitted_differences(stored: Artifact, replayed: Artifact) -> tuple[list[Diffe
             continue
         one, other = stored.read(name), replayed.read(name)
         compared += len(one)
-        if one != other and (differs := first_difference(name, one, other)):
+        if differs := first_difference(name, one, other):
             found.append(Difference(stored.asset, stored.key, name, *differs))
     return found, compared
 
 
 def first_difference(name: str, one: bytes, other: bytes) -> Found | None:
-    """First member in which two files of a name differ; None when only provenance does."""
+    """First member in which two files of a name differ; None when none does but for provenance."""
+    if one == other:
+        return None
     read = _READERS.get(name[name.rfind(".") :])
     if read is None:
         return _first_byte(one, other)

@@ -329,7 +329,11 @@ def test_the_schedule_is_off_and_asks_for_the_nightly_cuts(demo: Demo) -> None:
     definitions = build_definitions(settings)
     schedule = next(iter(definitions.schedules or []))
     assert schedule.default_status == dg.DefaultScheduleStatus.STOPPED  # type: ignore[union-attr]
-    context = dg.build_schedule_context(demo.instance, scheduled_execution_time=datetime(2024, 3, 1, tzinfo=UTC))
+    context = dg.build_schedule_context(
+        demo.instance,
+        repository_def=definitions.get_repository_def(),
+        scheduled_execution_time=datetime(2024, 3, 1, tzinfo=UTC),
+    )
     asked = schedule.evaluate_tick(context).run_requests or []  # type: ignore[union-attr]
     assert {r.partition_key for r in asked} == {all_sessions(settings)[-1], scheduled_asof(settings)[-1]}
     assert {r.run_config["ops"]["replay"]["config"]["cuts"] for r in asked} == {99}
