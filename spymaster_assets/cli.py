@@ -91,10 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _prove(settings: Settings, options: argparse.Namespace) -> int:
-    import dagster as dg
-
     from spymaster_assets.automation.prove import prove
-    from spymaster_assets.automation.replay_checks import CHECK, evaluations, verdicts
+    from spymaster_assets.automation.replay_checks import CHECK, record, verdicts
     from spymaster_assets.proof.cuts import telling_sessions
 
     if options.record and not os.environ.get("DAGSTER_HOME"):
@@ -124,9 +122,7 @@ def _prove(settings: Settings, options: argparse.Namespace) -> int:
         for difference in replay.differences:
             console.print(replay.told(difference), style="red", soft_wrap=True, markup=False)
     if options.record:
-        with dg.DagsterInstance.get() as instance:
-            for evaluation in evaluations(instance, found):
-                instance.report_runless_asset_event(evaluation)
+        record(found)
     failed = sum(bool(r.differences) for r in replays)
     console.print(
         f"{len(replays)} replays, {sum(sum(r.compared.values()) for r in replays):,} values compared, {failed} replays differ"

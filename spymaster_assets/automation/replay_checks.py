@@ -135,6 +135,13 @@ def evaluations(
         )
 
 
+def record(found: Mapping[tuple[str, str], Verdict]) -> None:
+    """Report verdicts to the instance of DAGSTER_HOME, outside a run."""
+    with dg.DagsterInstance.get() as instance:
+        for evaluation in evaluations(instance, found):
+            instance.report_runless_asset_event(evaluation)
+
+
 def replay_checks(settings: Settings) -> dg.AssetChecksDefinition:
     """The check on all session and as-of assets as one op, since one replay serves all assets of a partition.
 
