@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from spymaster_assets.errors import SpymasterError
+from spymaster_assets.errors import ConfigError, SpymasterError
 from spymaster_assets.market.instruments import instrument
 from spymaster_assets.market.simulate import write_market
 from spymaster_assets.market.simulate_book import PROFILES, write_full_market
@@ -53,13 +54,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "prove", help="rebuild stored artifacts with another future and compare what was known before it"
     )
     prove.add_argument(
-        "--session", action="append", default=[], help="a session to replay (default: the newest with signals)"
+        "--session",
+        action="append",
+        default=[],
+        help="a session to replay (default: the newest, and the newest DST change, roll and half day)",
     )
     prove.add_argument(
-        "--asof", action="append", default=[], help="an as-of session to rebuild (default: the newest with models)"
+        "--asof", action="append", default=[], help="an as-of session to refit (default: the newest with models)"
     )
-    prove.add_argument("--cuts", type=int, default=16, help="times a session is cut or altered")
+    prove.add_argument("--cuts", type=int, help="times at which a session is replayed (default: SPYMASTER_PROVE_CUTS)")
     prove.add_argument("--seed", type=int, default=0)
+    prove.add_argument("--record", action="store_true", help="record the results as asset checks below DAGSTER_HOME")
     explain = commands.add_parser(
         "explain", help="an event from its predictions to the models, its row, the bars and the DBN records behind it"
     )
@@ -113,19 +118,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _prove(settings: Settings, options: argparse.Namespace) -> int:
     from spymaster_assets.automation.prove import prove
+    from spymaster_assets.automation.replay_checks import CHECK, record, verdicts
+    from spymaster_assets.proof.cuts import telling_sessions
 
+    if options.record and not os.environ.get("DAGSTER_HOME"):
+        raise ConfigError(
+            "DAGSTER_HOME is not set", expected="the folder of dagster.yaml", remedy="export DAGSTER_HOME"
+        )
     store, console = ArtifactStore(settings.root), Console()
     named = bool(options.session or options.asof)
-    sessions = options.session or ([] if named else store.keys("signals")[-1:])
+    chosen = {} if named else telling_sessions(store, calendar_of(settings.symbol))
+    sessions = options.session or list(chosen)
     asofs = options.asof or ([] if named else store.keys("retrieval_index")[-1:])
-    replays = prove(settings, sessions, asofs, options.cuts, options.seed, console)
+    told = ", ".join(f"{k} ({chosen[k]})" if k in chosen else k for k in sessions)
+    console.print(f"Sessions: {told or 'none'}. As of: {', '.join(asofs) or 'none'}.")
+    replays = prove(settings, sessions, asofs, options.cuts or settings.prove.cuts, options.seed, console)
+    found = verdicts(replays)
+    table = Table(title=CHECK, title_justify="left")
+    for name in ("asset", "partition"):
+        table.add_column(name)
+    for name in ("replays", "values compared", "differences"):
+        table.add_column(name, justify="right")
+    for (asset, key), verdict in found.items():
+        style = None if verdict.holds else "red"
+        counts = (verdict.replays, f"{verdict.compared:,}", len(verdict.differences))
+        table.add_row(asset, key, *map(str, counts), style=style)
+    console.print(table)
     for replay in replays:
-        when = datetime.fromtimestamp(replay.at_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%S.%f UTC")
         for difference in replay.differences:
-            console.print(f"[red]{replay.future} at {when}[/]: {difference}", soft_wrap=True)
+            console.print(replay.told(difference), style="red", soft_wrap=True, markup=False)
+    if options.record:
+        record(found)
     failed = sum(bool(r.differences) for r in replays)
-    compared = sum(r.compared for r in replays)
-    console.print(f"{len(replays)} replays, {compared:,} values compared, {failed} replays differ")
+    console.print(
+        f"{len(replays)} replays, {sum(sum(r.compared.values()) for r in replays):,} values compared, {failed} replays differ"
+    )
     return 1 if failed else 0
 
 

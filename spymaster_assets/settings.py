@@ -228,6 +228,15 @@ class NightlySettings:
 
 
 @dataclass(frozen=True)
+class ProveSettings:
+    """Replays: times at which a session is cut, by the command line and the job, and by the nightly schedule (New York cron)."""
+
+    cuts: int = 16
+    nightly_cuts: int = 256
+    cron: str = "0 2 * * 2-6"
+
+
+@dataclass(frozen=True)
 class Settings:
     """One deployment: one instrument, one DBN folder, one artifact root.
 
@@ -254,6 +263,7 @@ class Settings:
     retrieval: RetrievalSettings = field(default_factory=RetrievalSettings)
     canary: CanarySettings = field(default_factory=CanarySettings)
     nightly: NightlySettings = field(default_factory=NightlySettings)
+    prove: ProveSettings = field(default_factory=ProveSettings)
 
     @property
     def instrument(self) -> Instrument:
@@ -267,7 +277,8 @@ class Settings:
         SPYMASTER_DATA_DIR (root, default data/), SPYMASTER_DBN_DIR (default <root>/dbn), SPYMASTER_INSTRUMENT,
         SPYMASTER_FIRST_SESSION, SPYMASTER_LAST_SESSION, SPYMASTER_LABEL_MODE (dollars | volatility),
         SPYMASTER_WINDOW (rolling | expanding), SPYMASTER_TRAIN_SESSIONS, SPYMASTER_VALIDATION_SESSIONS,
-        SPYMASTER_EMBARGO_SESSIONS, SPYMASTER_RETRAIN_EVERY, SPYMASTER_NIGHTLY (1 | 0), SPYMASTER_DEVICE.
+        SPYMASTER_EMBARGO_SESSIONS, SPYMASTER_RETRAIN_EVERY, SPYMASTER_NIGHTLY (1 | 0), SPYMASTER_DEVICE,
+        SPYMASTER_PROVE_CUTS.
         """
         env = os.environ if env is None else env
         root = Path(env.get("SPYMASTER_DATA_DIR") or "data").expanduser().resolve()
@@ -295,6 +306,7 @@ class Settings:
             ("split", "embargo_sessions", "SPYMASTER_EMBARGO_SESSIONS"),
             ("split", "retrain_every_sessions", "SPYMASTER_RETRAIN_EVERY"),
             ("patchtst", "device", "SPYMASTER_DEVICE"),
+            ("prove", "cuts", "SPYMASTER_PROVE_CUTS"),
         ]
         for part, name, variable in nested:
             if raw := env.get(variable):
@@ -332,6 +344,8 @@ class Settings:
             raise ConfigError("nightly.max_attempts must be at least 1")
         if min(self.canary.permutations, self.canary.noise_draws) < 1 or not 0 < self.canary.false_block_rate < 1:
             raise ConfigError("canary counts must be at least 1 and canary.false_block_rate between 0 and 1")
+        if min(self.prove.cuts, self.prove.nightly_cuts) < 1:
+            raise ConfigError("prove.cuts and prove.nightly_cuts must be at least 1")
         if self.split.embargo_sessions < 0:
             raise ConfigError("split.embargo_sessions must not be negative")
 

@@ -2,116 +2,165 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
+import re
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import partial
+from typing import Literal
 
 import dagster as dg
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from spymaster_assets.assets.signals import warmup_sessions
+from spymaster_assets.assets.datasets import read_split
+from spymaster_assets.assets.signals import read_signals, warmup_sessions
+from spymaster_assets.automation.shadow import lend, nearest_upstream, rebuild, shadow_of
 from spymaster_assets.contract import load_contract
-from spymaster_assets.errors import ConfigError, MissingInputError
+from spymaster_assets.errors import ArtifactError, ConfigError, MissingInputError
 from spymaster_assets.market.calendar import Session
-from spymaster_assets.market.files import scan_folder
+from spymaster_assets.market.dbn import BAR_SECONDS
+from spymaster_assets.market.feeds import CSV_SUFFIXES
+from spymaster_assets.market.files import FileEntry, SessionFiles, scan_folder
 from spymaster_assets.partitions import MODEL_ASSETS, SESSION_ASSETS, all_sessions, calendar_of
 from spymaster_assets.proof.compare import Difference, differences
-from spymaster_assets.proof.cutting import Future, write_future
-from spymaster_assets.settings import MINUTE_NS, NS, Settings
-from spymaster_assets.signals.build import signals_from_parquet
-from spymaster_assets.store import ArtifactStore
+from spymaster_assets.proof.cuts import cuts_of, cuttable_from_ns, known_times
+from spymaster_assets.proof.cutting import FUTURES, Future, write_flat_future, write_future
+from spymaster_assets.proof.members import fitted_differences
+from spymaster_assets.settings import NS, Settings
+from spymaster_assets.store import Artifact, ArtifactStore
 
-_QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+Later = Literal["absent", "altered"]
+"""What becomes of the as-of session and those after it while its models are refitted."""
+LATER_SESSIONS = 2
+"""How many sessions from the as-of session on are rebuilt with another content."""
+REACH_NS = 10 * 86_400 * NS
+"""How far before a session files are taken along: earlier sessions name the front month."""
+REFUSING = ("tree_bundles", "retrieval_index")
+"""Models that read signals by the hashes of their split."""
 
 
 @dataclass(frozen=True)
 class Replay:
-    """One rebuilt partition: what was tried, how many values were compared and what differed, upstream assets first."""
+    """One rebuild: what was tried, how many values (bytes of fitted objects) of each asset were compared and what differed, upstream first.
+
+    nearest: for each differing asset the next one above it in the graph that differs too, None where the difference begins.
+    """
 
     key: str
     future: str
     at_ns: int
-    compared: int
-    differences: tuple[Difference, ...]
+    compared: Mapping[str, int]
+    differences: tuple[Difference, ...] = ()
+    nearest: Mapping[str, str | None] = field(default_factory=dict)
 
+    @property
+    def at(self) -> str:
+        """The time of the cut in UTC."""
+        when = datetime.fromtimestamp(self.at_ns // NS, UTC)
+        return f"{when:%Y-%m-%d %H:%M:%S}.{self.at_ns % NS:09d} UTC"
 
-def cuts_of(
-    session: Session, settings: Settings, count: int, seed: int, touches_ns: NDArray[np.int64] | None = None
-) -> list[int]:
-    """`count` distinct times in regular hours, ns: edges where rules change, then in turn random ones and moments at which a column of a
-    stored touch (touches_ns: their t0) has just become known, where a window that reaches too far shows."""
-    opens, closes = session.regular_open_ns, session.regular_close_ns
-    opening = opens + settings.signal.opening_range_min * MINUTE_NS
-    edges = [
-        opening,
-        closes - 1,
-        opens + MINUTE_NS,
-        opening + 1,
-        closes - settings.label.look_forward_s * NS,
-        opening - 1,
-    ]
-    chosen = dict.fromkeys([t for t in edges if opens < t < closes][: max(count // 4, 1)])
-    known_after = sorted({c.known_after_s for c in load_contract().role("feature")} - {0})
-    rng = np.random.default_rng([seed, opens // MINUTE_NS])
-    while closes > opens + count and len(chosen) < count:
-        at_ns = int(rng.integers(opens + 1, closes))
-        if touches_ns is not None and len(touches_ns) and len(chosen) % 2:
-            at_ns = int(rng.choice(touches_ns)) + int(rng.choice(known_after)) * NS
-        if opens < at_ns < closes:
-            chosen[at_ns] = None
-    return list(chosen)
+    def told(self, difference: Difference) -> str:
+        """A difference with the cut and the nearest upstream asset that differs."""
+        above = self.nearest.get(difference.asset)
+        where = f"{above} differs already" if above else "begins here"
+        return f"{self.future} at {self.at}: {difference}; {where}"
 
 
 def replay_session(settings: Settings, key: str, at_ns: int, future: Future) -> Replay:
-    """Rebuild a session's assets in a shadow store with input that ends, or is another, from at_ns on.
+    """Rebuild a session's assets in a shadow store with input that ends, is another or late from at_ns on.
 
     Raises ArtifactError when a stored artifact is missing, dagster.Failure when the graph fails on the altered input.
     """
     store, contract = ArtifactStore(settings.root), load_contract()
     session = calendar_of(settings.symbol).session(key)
-    with _shadow(settings) as shadow:
-        entries = scan_folder(settings.dbn_dir)
-        near = [e for e in entries if e.overlaps(session.open_ns - 10 * 86_400 * NS, session.close_ns)]
-        write_future(near, shadow.dbn_dir, at_ns, future)
-        _copy(store, shadow.root, "ohlcv_bars", warmup_sessions(settings, key))
-        _run(shadow, SESSION_ASSETS, key)
+    with shadow_of(settings) as shadow:
+        write_future(_near(settings, session), shadow.dbn_dir, at_ns, future)
+        flat = [p for p in settings.dbn_dir.rglob(f"*{key}*") if p.name.endswith(CSV_SUFFIXES)]
+        write_flat_future(flat, settings.dbn_dir, shadow.dbn_dir, at_ns, future)
+        lend(store, shadow.root, "ohlcv_bars", warmup_sessions(settings, key))
+        rebuild(shadow, SESSION_ASSETS, key)
         replayed = ArtifactStore(shadow.root)
         # a tape that is cut is only known to be complete up to its last record
-        known_ns = min(at_ns, replayed.load("market_files", key).json("files.json")["observed_until_ns"])
-        found: list[Difference] = []
-        compared = 0
-        for asset in SESSION_ASSETS:
-            more, count = differences(store.load(asset, key), replayed.load(asset, key), known_ns, contract)
-            found += more
-            compared += count
-    return Replay(key, future, at_ns, compared, tuple(found))
+        known_ns = min(at_ns, _registered(replayed, key).observed_until_ns)
+        pairs = {a: (store.load(a, key), replayed.load(a, key)) for a in SESSION_ASSETS}
+        results = {a: differences(*pair, known_ns, contract) for a, pair in pairs.items()}
+        if at_ns >= session.regular_open_ns:
+            results["market_files"] = _front_differences(*pairs["market_files"])
+    return _judged(settings, key, future, at_ns, results)
 
 
-def replay_models(settings: Settings, asof: str) -> Replay:
-    """Rebuild an as-of session's split and models where no later session, nor the as-of session itself, exists; compare their bytes."""
-    store = ArtifactStore(settings.root)
-    earlier = [k for k in all_sessions(settings) if k < asof]
-    with _shadow(settings) as shadow:
+def replay_models(settings: Settings, asof: str, later: Later) -> Replay:
+    """Refit an as-of session's split and models where that session and later ones do not exist, or hold another market.
+
+    Every file of them is compared, byte for byte but for provenance. Raises like `replay_session`.
+    """
+    store, calendar = ArtifactStore(settings.root), calendar_of(settings.symbol)
+    sessions = all_sessions(settings)
+    at_ns = calendar.session(asof).open_ns
+    with shadow_of(settings) as shadow:
         for asset in ("signals", "sequence_dataset", "levels"):
-            _copy(store, shadow.root, asset, [k for k in earlier if store.exists(asset, k)])
-        _run(shadow, MODEL_ASSETS, asof)
+            lend(store, shadow.root, asset, [k for k in sessions if k < asof and store.exists(asset, k)])
+        following = [k for k in sessions if k >= asof and store.exists("sequence_dataset", k)][:LATER_SESSIONS]
+        if later == "altered" and following:
+            last = calendar.session(following[-1])
+            near = _near(settings, calendar.session(asof), last.close_ns)
+            write_future(near, shadow.dbn_dir, at_ns, "altered")
+            lend(store, shadow.root, "ohlcv_bars", warmup_sessions(settings, asof))
+            for key in following:
+                rebuild(shadow, SESSION_ASSETS, key)
+        rebuild(shadow, MODEL_ASSETS, asof)
         replayed = ArtifactStore(shadow.root)
-        found = []
-        for asset in MODEL_ASSETS:
-            one, other = store.load(asset, asof), replayed.load(asset, asof)
-            if one.sha256 != other.sha256:
-                file = next((f for f in one.files if one.files[f] != other.files.get(f)), "files")
-                found.append(Difference(asset, asof, file, "content", one.sha256[:12], other.sha256[:12]))
-    at_ns = calendar_of(settings.symbol).session(asof).open_ns
-    return Replay(asof, "without later sessions", at_ns, len(MODEL_ASSETS), tuple(found))
+        results = {a: fitted_differences(store.load(a, asof), replayed.load(a, asof)) for a in MODEL_ASSETS}
+    return _judged(settings, asof, f"later sessions {later}", at_ns, results)
+
+
+def replay_redelivery(settings: Settings, asof: str) -> Replay:
+    """Deliver the last training session of an as-of session anew with other prices from its regular open on, and rebuild it.
+
+    The session before it must come out as it was stored, what reads it must be stale by its recorded hashes, and models that read it
+    must refuse to be made from the old split and the new rows. Raises like `replay_session`.
+    """
+    store, calendar = ArtifactStore(settings.root), calendar_of(settings.symbol)
+    split = read_split(store, asof)[0]
+    again, before = split.train[-1], calendar.previous(split.train[-1])
+    session = calendar.session(again)
+    readers = [("levels", k) for k in all_sessions(settings) if k != again and again in warmup_sessions(settings, k)]
+    readers = [r for r in readers if store.exists(*r)] + [(a, asof) for a in MODEL_ASSETS]
+    results: dict[str, tuple[list[Difference], int]] = {a: ([], 0) for a in (*SESSION_ASSETS, *MODEL_ASSETS)}
+    with shadow_of(settings) as shadow:
+        write_future(
+            _near(settings, session), shadow.dbn_dir, session.regular_open_ns, "altered", until_ns=session.close_ns
+        )
+        rebuilt = [k for k in (before, again) if store.exists("sequence_dataset", k)]
+        lend(store, shadow.root, "split_manifest", [asof])
+        for asset in ("signals", "sequence_dataset"):
+            lend(store, shadow.root, asset, [k for k in (*split.train, *split.validation) if k not in rebuilt])
+        lend(
+            store,
+            shadow.root,
+            "ohlcv_bars",
+            sorted({w for k in rebuilt for w in warmup_sessions(settings, k)} - {*rebuilt}),
+        )
+        for key in rebuilt:
+            rebuild(shadow, SESSION_ASSETS, key)
+        mixed = ArtifactStore(shadow.root)
+        for asset in SESSION_ASSETS if before in rebuilt else ():
+            # a file may hold several sessions: of market_files only the contract in front is the earlier session's own
+            compare = _front_differences if asset == "market_files" else fitted_differences
+            results[asset] = compare(store.load(asset, before), mixed.load(asset, before))
+        changed = {a: mixed.load(a, again).sha256 for a in SESSION_ASSETS}
+        for asset, key in readers:
+            results[asset][0].extend(_unnoticed(store.load(asset, key), again, changed))
+        for asset in REFUSING:
+            if not _refuses(shadow, asset, asof):
+                told = ("refused", "made of the old split and the new rows")
+                results[asset][0].append(Difference(asset, asof, "inputs", f"signals[{again}]", *told))
+    # what is found in other partitions counts for the split, which stands above all models of the as-of session
+    elsewhere = sum(results[a][1] for a in SESSION_ASSETS)
+    replay = _judged(settings, asof, f"{again} delivered again", session.regular_open_ns, results)
+    return replace(replay, compared={"split_manifest": elsewhere, **{a: results[a][1] for a in MODEL_ASSETS[1:]}})
 
 
 def prove(
@@ -122,13 +171,13 @@ def prove(
     seed: int = 0,
     console: Console | None = None,
 ) -> list[Replay]:
-    """Replay `cuts` times a session, half with the input cut off and half with another future, and each as-of session once.
+    """Replay each session `cuts` times, with input that is cut off, another or late in turn; refit each as-of session with later sessions
+    absent and altered, and with a past one delivered again.
 
     Raises ConfigError when nothing is named, MissingInputError when a named session has no stored signals.
     """
-    console = console or Console()
     warnings.filterwarnings("ignore")
-    store, calendar = ArtifactStore(settings.root), calendar_of(settings.symbol)
+    store = ArtifactStore(settings.root)
     if not sessions and not asofs:
         raise ConfigError("nothing to prove", expected="--session or --asof, or artifacts in the store")
     if missing := [k for k in sessions if not store.exists("signals", k)]:
@@ -137,63 +186,84 @@ def prove(
             where=str(settings.root),
             remedy="dagster asset materialize --select '+sequence_dataset' --partition <session>",
         )
-    jobs: list[tuple[str, int, Future]] = []
+    store.require("retrieval_index", asofs)
+    tries: list[Callable[[], Replay]] = []
     for key in sessions:
-        stored = signals_from_parquet(store.load("signals", key).read(f"signals_{key}.parquet"), load_contract())
-        touches_ns = stored.frame["ts_ns"].to_numpy()
-        for n, at_ns in enumerate(cuts_of(calendar.session(key), settings, cuts, seed, touches_ns)):
-            jobs.append((key, at_ns, "cut" if n % 2 == 0 else "altered"))
-    done = [
-        replay_session(settings, key, at_ns, future)
-        for key, at_ns, future in track(jobs, "sessions replayed", console=console, disable=not jobs)
+        tries += _session_tries(settings, store, key, cuts, seed)
+    for asof in asofs:
+        tries += [
+            partial(replay_redelivery, settings, asof),
+            partial(replay_models, settings, asof, "absent"),
+            partial(replay_models, settings, asof, "altered"),
+        ]
+    return [t() for t in track(tries, "replays", console=console or Console(quiet=True))]
+
+
+def _session_tries(
+    settings: Settings, store: ArtifactStore, key: str, cuts: int, seed: int
+) -> list[Callable[[], Replay]]:
+    session = calendar_of(settings.symbol).session(key)
+    # without a feed that has receive times nothing of a session can be late
+    received = any(e.header.schema not in BAR_SECONDS for e in _near(settings, session))
+    futures = FUTURES if received else FUTURES[:2]
+    moments_ns = known_times(read_signals(store, key)[0].frame, load_contract())
+    from_ns = cuttable_from_ns(_registered(store, key), session)
+    chosen = cuts_of(session, settings, cuts, seed, from_ns, moments_ns)
+    return [
+        partial(replay_session, settings, key, at_ns, futures[(n + seed) % len(futures)])
+        for n, at_ns in enumerate(chosen)
     ]
-    done += [
-        replay_models(settings, k) for k in track(asofs, "as-of models rebuilt", console=console, disable=not asofs)
+
+
+def _near(settings: Settings, session: Session, until_ns: int | None = None) -> list[FileEntry]:
+    entries = scan_folder(settings.dbn_dir)
+    return [e for e in entries if e.overlaps(session.open_ns - REACH_NS, until_ns or session.close_ns)]
+
+
+def _registered(store: ArtifactStore, key: str) -> SessionFiles:
+    return SessionFiles.from_json(store.load("market_files", key).json("files.json"))
+
+
+def _front_differences(stored: Artifact, replayed: Artifact) -> tuple[list[Difference], int]:
+    """The contract in front is known at the regular open; how many others trade beside it is not."""
+    one, other = (a.json("files.json")["front"] for a in (stored, replayed))
+    names = ("instrument_id", "raw_symbol", "rolled_from")
+    found = [
+        Difference(stored.asset, stored.key, name, "front", str(one[name]), str(other[name]))
+        for name in names
+        if one[name] != other[name]
     ]
-    return done
+    return found, len(names)
 
 
-@contextmanager
-def _shadow(settings: Settings) -> Iterator[Settings]:
-    with tempfile.TemporaryDirectory(prefix="spymaster-shadow-") as name:
-        root = Path(name)
-        (root / "dbn").mkdir()
-        yield replace(settings, root=root, dbn_dir=root / "dbn")
+def _unnoticed(reader: Artifact, again: str, changed: Mapping[str, str]) -> list[Difference]:
+    """A difference when a reader recorded no input of the session that is delivered again, or none that has changed."""
+    recorded = {a: reader.inputs[name] for a in changed if (name := f"{a}[{again}]") in reader.inputs}
+    if any(changed[a] != sha256 for a, sha256 in recorded.items()):
+        return []
+    return [Difference(reader.asset, reader.key, "inputs", again, str(sorted(recorded)), "changed, and not noticed")]
 
 
-def _copy(store: ArtifactStore, root: Path, asset: str, keys: Sequence[str]) -> None:
-    for artifact in store.require(asset, keys):
-        shutil.copytree(artifact.folder.parent, root / asset / artifact.key)
-
-
-@contextmanager
-def _untracked() -> Iterator[None]:
-    """A replay is no experiment: nothing of it is logged to MLflow or W&B."""
-    before = os.environ.get("SPYMASTER_TRACKING")
-    os.environ["SPYMASTER_TRACKING"] = "off"
+def _refuses(shadow: Settings, asset: str, asof: str) -> bool:
     try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["SPYMASTER_TRACKING"]
-        else:
-            os.environ["SPYMASTER_TRACKING"] = before
+        rebuild(shadow, [asset], asof)
+    except dg.Failure as failure:
+        if re.search(rf"\b{ArtifactError.__name__}\b.*changed after the split", failure.description or "", re.DOTALL):
+            return True
+        raise
+    return False
 
 
-def _run(shadow: Settings, assets: Sequence[str], key: str) -> None:
-    from spymaster_assets.definitions import build_definitions
-
-    with _untracked(), dg.DagsterInstance.ephemeral() as instance:
-        job = build_definitions(shadow).resolve_implicit_global_asset_job_def()
-        result = job.execute_in_process(
-            instance=instance,
-            partition_key=key,
-            asset_selection=[dg.AssetKey(a) for a in assets],
-            run_config=_QUIET,
-            raise_on_error=False,
-        )
-    if not result.success:
-        failed = next(e for e in result.all_events if e.is_step_failure)
-        raise dg.Failure(
-            f"{failed.step_key}: {failed.step_failure_data.user_failure_data or failed.step_failure_data.error}"
-        )
+def _judged(
+    settings: Settings, key: str, future: str, at_ns: int, results: Mapping[str, tuple[list[Difference], int]]
+) -> Replay:
+    found = tuple(d for differs, _ in results.values() for d in differs)
+    among = frozenset(d.asset for d in found)
+    return Replay(
+        key,
+        future,
+        at_ns,
+        {asset: count for asset, (_, count) in results.items()},
+        found,
+        {asset: nearest_upstream(settings, asset, among) for asset in among},
+    )

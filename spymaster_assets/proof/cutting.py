@@ -1,7 +1,8 @@
-"""Copies of DBN input that end at a time, or whose records after it are altered: the futures that a replay tries."""
+"""Copies of the input that end at a time, or whose records after it are altered or turn out to be late: the futures that a replay tries."""
 
 from __future__ import annotations
 
+import gzip
 import os
 import struct
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import polars as pl
 import zstandard
 from numpy.typing import NDArray
 
@@ -23,7 +25,11 @@ from spymaster_assets.market.options import (
 from spymaster_assets.settings import MINUTE_NS, NS
 from spymaster_assets.store import write_atomic
 
-Future = Literal["cut", "altered"]
+Future = Literal["cut", "altered", "late"]
+FUTURES: tuple[Future, ...] = ("cut", "altered", "late")
+"""Input ends at the time; is another after it; brings records after it that tell of events before it."""
+_LATEST_S = 1800
+"""How far before the time late records tell of, at most."""
 _END_OFFSET = 34
 """Of the requested end in a DBN header: 8 bytes of prefix, 16 of dataset, 2 of schema, 8 of start; the same in all versions."""
 PRICES = ("price", "open", "high", "low", "close")
@@ -31,11 +37,14 @@ _SHIFT_E9 = 370_000_000
 """How far prices are moved after the time: no multiple of a usual level's distance."""
 
 
-def write_future(entries: Sequence[FileEntry], target: Path, at_ns: int, future: Future) -> None:
-    """Write each file as it would be if input ended at at_ns ('cut'), or were another after it ('altered').
+def write_future(
+    entries: Sequence[FileEntry], target: Path, at_ns: int, future: Future, until_ns: int | None = None
+) -> None:
+    """Write each file as it would be if input ended at at_ns ('cut'), were another after it ('altered') or late after it ('late').
 
-    Known before at_ns are records received before it and bars that had ended by then. Files that end before are linked, files that
-    begin after are left out when cutting. Raises MarketDataError on damage.
+    Known before at_ns are records received before it and bars that had ended by then. 'late' moves the event time of every second later
+    record before at_ns and alters it; bars have no receive time and stay. With until_ns nothing from then on is touched. Files that end
+    before are linked, files that begin after are left out when cutting. Raises MarketDataError on damage.
     """
     target.mkdir(parents=True, exist_ok=True)
     for entry in entries:
@@ -44,13 +53,36 @@ def write_future(entries: Sequence[FileEntry], target: Path, at_ns: int, future:
             os.symlink(mark, target / SIMULATED_MARK)
         path = target / entry.name
         path.parent.mkdir(parents=True, exist_ok=True)
-        if entry.header.end_ns is not None and entry.header.end_ns <= at_ns:
+        before = entry.header.end_ns is not None and entry.header.end_ns <= at_ns
+        if (
+            before
+            or (until_ns is not None and entry.header.start_ns >= until_ns)
+            or (future == "late" and entry.header.schema in BAR_SECONDS)
+        ):
             os.symlink(entry.path, path)
-        elif future == "altered" or entry.header.start_ns < at_ns:
-            write_atomic(path, _rewritten(entry.path, at_ns, future))
+        elif future != "cut" or entry.header.start_ns < at_ns:
+            write_atomic(path, _rewritten(entry.path, at_ns, future, until_ns))
 
 
-def _rewritten(path: Path, at_ns: int, future: Future) -> bytes:
+def write_flat_future(paths: Sequence[Path], folder: Path, target: Path, at_ns: int, future: Future) -> None:
+    """The same of flat files of option trades below `folder`; they hold no event time, so a late one is an altered one."""
+    for path in paths:
+        # every cell stays text, or a price would be written with other digits
+        frame = pl.read_csv(path, infer_schema=False)
+        after = pl.col("sip_timestamp").cast(pl.Int64) >= at_ns
+        if future == "cut":
+            frame = frame.filter(~after)
+        else:
+            doubled = pl.when(after).then((pl.col("size").cast(pl.Int64) * 2).cast(pl.String)).otherwise("size")
+            dearer = pl.when(after).then((pl.col("price").cast(pl.Float64) + 0.37).cast(pl.String)).otherwise("price")
+            frame = frame.with_columns(size=doubled, price=dearer)
+        text = frame.write_csv().encode()
+        write_atomic(
+            target / path.relative_to(folder), gzip.compress(text, mtime=0) if path.name.endswith(".gz") else text
+        )
+
+
+def _rewritten(path: Path, at_ns: int, future: Future, until_ns: int | None) -> bytes:
     header = read_header(path)
     raw = path.read_bytes()
     if header.compressed:
@@ -59,13 +91,20 @@ def _rewritten(path: Path, at_ns: int, future: Future) -> bytes:
     records = _records(path)
     length_ns = BAR_SECONDS.get(header.schema, 0) * NS
     known = records[time_field(header.schema)].astype(np.int64) + length_ns
-    before = known <= at_ns if length_ns else known < at_ns
+    after = known > at_ns if length_ns else known >= at_ns
+    if until_ns is not None:
+        after &= known < until_ns
     if future == "cut":
-        records = records[before]
+        records = records[~after]
         struct.pack_into("<Q", head, _END_OFFSET, at_ns)
     else:
         records = records.copy()
-        _alter(records, ~before)
+        if future == "late":
+            after = after & (np.arange(len(records)) % 2 == 0)
+            if "ts_event" in (records.dtype.names or ()):  # a layout without it is never asked for it
+                ago_ns = (np.arange(int(after.sum())) % _LATEST_S + 1) * NS
+                records["ts_event"][after] = (at_ns - ago_ns).astype(np.uint64)
+        _alter(records, after)
     body = bytes(head) + records.view(f"V{records.dtype.itemsize}").tobytes()
     return zstandard.ZstdCompressor(level=1).compress(body) if header.compressed else body
 

@@ -2,34 +2,81 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
+import dagster as dg
 import numpy as np
 import polars as pl
 import pytest
 
+from spymaster_assets.assets import models as models_module
+from spymaster_assets.assets.datasets import read_part
+from spymaster_assets.assets.signals import read_signals
 from spymaster_assets.automation import prove as prove_module
-from spymaster_assets.automation.prove import cuts_of, prove, replay_models, replay_session
-from spymaster_assets.errors import MissingInputError
+from spymaster_assets.automation.prove import prove, replay_models, replay_redelivery, replay_session
+from spymaster_assets.automation.replay_checks import CHECK, PROVE_JOB
+from spymaster_assets.automation.shadow import lend, nearest_upstream, rebuild
+from spymaster_assets.cli import main
+from spymaster_assets.contract import load_contract
+from spymaster_assets.datasets.splits import SplitManifest
+from spymaster_assets.definitions import build_definitions
+from spymaster_assets.errors import ConfigError, MissingInputError
+from spymaster_assets.market.dbn import read_records
 from spymaster_assets.market.files import scan_folder
 from spymaster_assets.market.simulate import write_market
 from spymaster_assets.market.tape import SessionTape
-from spymaster_assets.partitions import SESSION_ASSETS, all_sessions, calendar_of, scheduled_asof
-from spymaster_assets.proof.cutting import write_future
-from spymaster_assets.settings import MINUTE_NS, Settings
+from spymaster_assets.partitions import MODEL_ASSETS, SESSION_ASSETS, all_sessions, calendar_of, scheduled_asof
+from spymaster_assets.proof.cuts import cuts_of, known_times, telling_sessions
+from spymaster_assets.proof.cutting import FUTURES, write_flat_future, write_future
+from spymaster_assets.settings import MINUTE_NS, NS, ProveSettings, Settings
 from spymaster_assets.signals import build as build_module
 from spymaster_assets.signals import levels as levels_module
+from spymaster_assets.store import Artifact, ArtifactStore, dump_json
 from spymaster_assets_tests.graph.conftest import Demo
 
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+CUTS = int(os.environ.get("SPYMASTER_PROVE_CUTS", "16"))
 
-def test_the_demo_holds_under_cuts_and_other_futures(demo: Demo) -> None:
-    key = all_sessions(demo.settings)[-1]
-    replays = prove(demo.settings, [key], scheduled_asof(demo.settings)[-1:], cuts=4, seed=1)
-    assert [str(d) for r in replays for d in r.differences] == []
-    assert {r.future for r in replays} == {"cut", "altered", "without later sessions"}
-    assert sum(r.compared for r in replays) > 50_000
+
+def statuses(instance: dg.DagsterInstance, key: str) -> dict[str, str]:
+    """What the event log says of the check of each asset's partition."""
+    keys = [dg.AssetCheckKey(dg.AssetKey(a), CHECK) for a in (*SESSION_ASSETS, *MODEL_ASSETS)]
+    told = instance.event_log_storage.get_asset_check_partition_info(keys, partition_keys=[key])
+    return {t.check_key.asset_key.to_user_string(): t.latest_execution_status.value for t in told}
+
+
+def run_job(settings: Settings, instance: dg.DagsterInstance, key: str, cuts: int) -> None:
+    config = {**QUIET, "ops": {"replay": {"config": {"cuts": cuts, "seed": 3}}}}
+    job = build_definitions(settings).resolve_job_def(PROVE_JOB)
+    assert job.execute_in_process(instance=instance, partition_key=key, run_config=config).success
+
+
+def test_the_demo_holds_and_the_job_records_it_for_each_asset_of_the_partition(demo: Demo) -> None:
+    asof = scheduled_asof(demo.settings)[-1]
+    assert demo.store.exists("signals", asof)
+    assert statuses(demo.instance, asof) == {}
+    run_job(demo.settings, demo.instance, asof, CUTS)
+    for asset in (*SESSION_ASSETS, *MODEL_ASSETS):
+        key = dg.AssetCheckKey(dg.AssetKey(asset), CHECK)
+        (made,) = demo.instance.event_log_storage.get_asset_check_execution_history(key, limit=5)
+        assert made.evaluation is not None
+        assert (made.partition, made.evaluation.passed) == (asof, True), made.evaluation.description
+        told = {name: value.value for name, value in made.evaluation.metadata.items()}
+        assert told["replays"] == (3 if asset in MODEL_ASSETS else CUTS)
+        target = made.evaluation.target_materialization_data
+        records = demo.instance.fetch_materializations(
+            dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[asof]), limit=1
+        ).records
+        assert target is not None
+        assert target.storage_id == records[0].storage_id
+        if asset in ("book_snapshots", "option_flow", "levels", "signals", *MODEL_ASSETS):
+            assert told["values_compared"] > 1_000
+    assert set(statuses(demo.instance, asof).values()) == {"SUCCEEDED"}
+    assert set(statuses(demo.instance, all_sessions(demo.settings)[0])) == set()
 
 
 def test_another_future_is_really_another(demo: Demo, tmp_path: Path) -> None:
@@ -37,18 +84,33 @@ def test_another_future_is_really_another(demo: Demo, tmp_path: Path) -> None:
     session = calendar_of("SPY").session(key)
     at_ns = session.regular_open_ns + 100 * MINUTE_NS
     entries = [e for e in scan_folder(demo.settings.dbn_dir) if e.overlaps(session.open_ns, session.close_ns)]
-    for future in ("cut", "altered"):
+    for future in FUTURES:
         write_future(entries, tmp_path / future, at_ns, future)
-    from spymaster_assets.market.dbn import read_records
-
     name = next(e.name for e in entries if "mbp-10" in e.name)
-    real, cut, altered = (
-        read_records(folder / name) for folder in (demo.settings.dbn_dir, tmp_path / "cut", tmp_path / "altered")
-    )
+    folders = (demo.settings.dbn_dir, *(tmp_path / f for f in FUTURES))
+    real, cut, altered, late = (read_records(folder / name) for folder in folders)
     n = len(cut)
-    assert 0 < n < len(real) == len(altered)
-    assert cut.tobytes() == real[:n].tobytes() == altered[:n].tobytes()
+    assert 0 < n < len(real) == len(altered) == len(late)
+    assert cut.tobytes() == real[:n].tobytes() == altered[:n].tobytes() == late[:n].tobytes()
     assert (altered["bid_px_00"][n:] != real["bid_px_00"][n:]).mean() > 0.99
+    assert (late["ts_recv"] == real["ts_recv"]).all()
+    moved = late["ts_event"][n:] < at_ns
+    assert moved.mean() == pytest.approx(0.5, abs=0.01)
+    assert (late["bid_px_00"][n:][moved] != real["bid_px_00"][n:][moved]).mean() > 0.99
+    assert late[n:][~moved].tobytes() == real[n:][~moved].tobytes()
+
+
+def test_flat_files_are_cut_and_altered_by_their_receive_time(tmp_path: Path) -> None:
+    path = tmp_path / "in" / "2024-02-01.csv"
+    path.parent.mkdir()
+    rows = ["ticker,price,size,sip_timestamp,sequence_number", *(f"O:SPY,1.{n},{n},{n},{n}" for n in range(1, 5))]
+    path.write_text("\n".join(rows) + "\n")
+    for future in FUTURES:
+        write_flat_future([path], path.parent, tmp_path / future, 3, future)
+    cut, altered, late = ((tmp_path / f / path.name).read_text().split() for f in FUTURES)
+    assert cut == rows[:3] == altered[:3]
+    assert altered == late
+    assert altered[3].split(",")[1:3] == ["1.67", "6"]
 
 
 def leak_session_high(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,65 +146,223 @@ def leak_window(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build_module, "tape_features", leaky)
 
 
+def leak_event_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tape is keyed by event time: a late print then was in the window before it came."""
+    honest = SessionTape.of_records.__func__  # type: ignore[attr-defined]
+
+    def leaky(cls: type[SessionTape], records: np.ndarray) -> SessionTape:
+        records = records[np.argsort(records["ts_event"], kind="stable")]
+        return replace(honest(cls, records), ts_ns=records["ts_event"].astype(np.int64))
+
+    monkeypatch.setattr(SessionTape, "of_records", classmethod(leaky))
+
+
+@pytest.fixture
+def traded(broken: Settings, tmp_path: Path) -> Settings:
+    """A session of simulated trades alone, nothing made of it yet."""
+    key = all_sessions(broken)[0]
+    write_market(tmp_path / "dbn", broken.instrument, [calendar_of("SPY").session(key)], 11)
+    return replace(broken, dbn_dir=tmp_path / "dbn", first_session=key, last_session=key)
+
+
 @pytest.mark.parametrize(
-    ("leak", "asset", "column"),
+    ("leak", "asset", "column", "above"),
     [
-        (leak_session_high, "levels", "level_price_e9"),
-        (leak_normalizer, "signals", "approach_velocity"),
-        (leak_window, "signals", "tape_"),
+        (leak_session_high, "levels", "level_price_e9", {"signals": "levels"}),
+        (leak_normalizer, "signals", "approach_velocity", {}),
+        (leak_window, "signals", "tape_", {}),
+        (leak_event_time, "signals", "tape_", {}),
     ],
 )
 def test_a_planted_leak_is_found_where_it_begins(
-    broken: Settings,
-    tmp_path: Path,
+    traded: Settings,
     monkeypatch: pytest.MonkeyPatch,
     leak: Callable[[pytest.MonkeyPatch], None],
     asset: str,
     column: str,
+    above: dict[str, str],
 ) -> None:
-    folder = tmp_path / "dbn"
-    key = all_sessions(broken)[0]
-    session = calendar_of("SPY").session(key)
-    write_market(folder, broken.instrument, [session], 11)
-    settings = replace(broken, dbn_dir=folder, first_session=key, last_session=key)
+    key = traded.first_session
     leak(monkeypatch)
-    prove_module._run(settings, SESSION_ASSETS, key)
-    found = [d for replay in prove(settings, [key], [], cuts=8, seed=3) for d in replay.differences]
+    rebuild(traded, SESSION_ASSETS, key)
+    replays = prove(traded, [key], [], cuts=12, seed=3)
+    found = [d for replay in replays for d in replay.differences]
     assert found, "the leak went unseen"
     assert found[0].asset == asset
     assert any(d.asset == asset and d.column.startswith(column) for d in found)
-    assert key in str(found[0])
+    if leak is leak_event_time:
+        assert {r.future for r in replays if r.differences} == {"late"}, "other futures cannot tell"
+    for replay in replays:
+        for difference in replay.differences:
+            told = replay.told(difference)
+            assert key in told
+            assert replay.at in told
+            if difference.asset == asset:
+                assert told.endswith("begins here")
+            elif difference.asset in above:
+                assert told.endswith(f"{above[difference.asset]} differs already")
 
 
-def test_a_model_that_reads_a_later_session_is_found(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_nearest_upstream_asset_is_that_of_the_graph(demo: Demo) -> None:
+    nearest = {
+        (asset, among): nearest_upstream(demo.settings, asset, frozenset(among.split()))
+        for asset, among in (
+            ("sequence_dataset", "ohlcv_bars levels"),
+            ("sequence_dataset", "book_snapshots"),
+            ("levels", "levels book_snapshots"),
+            ("signals", "book_snapshots market_files"),
+        )
+    }
+    assert list(nearest.values()) == ["levels", "book_snapshots", None, "book_snapshots"]
+
+
+def test_a_leak_turns_the_check_of_its_partition_red_and_other_runs_leave_replays_out(
+    traded: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = traded.first_session
+    leak_session_high(monkeypatch)
+    with dg.DagsterInstance.ephemeral() as instance:
+        job = build_definitions(traded).resolve_implicit_global_asset_job_def()
+        chosen = [dg.AssetKey(a) for a in SESSION_ASSETS]
+        assert job.execute_in_process(
+            instance=instance, partition_key=key, asset_selection=chosen, run_config=QUIET
+        ).success
+        assert set(statuses(instance, key).values()) <= {"PLANNED"}
+        run_job(traded, instance, key, 4)
+        told = statuses(instance, key)
+        assert {a for a, status in told.items() if status == "FAILED"} >= {"levels", "signals"}
+        assert {told[a] for a in ("market_files", "ohlcv_bars", "book_snapshots", "option_flow")} == {"SUCCEEDED"}
+        check = dg.AssetCheckKey(dg.AssetKey("levels"), CHECK)
+        (made, *_) = instance.event_log_storage.get_asset_check_execution_history(check, limit=5)
+        assert made.evaluation is not None
+        assert "begins here" in (made.evaluation.description or "")
+        table = made.evaluation.metadata["differences"]
+        assert isinstance(table, dg.TableMetadataValue)
+        assert table.records[0].data["column"] == "level_price_e9"
+
+
+def test_a_fit_that_reads_a_later_session_is_found_in_the_member_that_it_changes(
+    demo: Demo, broken: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asof = scheduled_asof(demo.settings)[0]
-    store = demo.store
-    honest = store.load("retrieval_index", asof)
-    # what such an index would look like: bytes that the sessions before cannot give
-    changed = replace(honest, sha256="0" * 64, files={**honest.files, next(iter(honest.files)): "0" * 64})
-    real = type(store).load
 
-    def load(self, name, key):  # type: ignore[no-untyped-def]
-        found = real(self, name, key)
-        return changed if self.root == store.root and (name, key) == ("retrieval_index", asof) else found
+    def leaky(store: ArtifactStore, split: SplitManifest, part: str) -> pl.DataFrame:
+        rows = read_part(store, split, part)
+        later = asof if part == "train" and store.exists("signals", asof) else None
+        if later is None:
+            return rows
+        # an honest time of the labels would be refused
+        return rows.vstack(read_signals(store, later)[0].frame.with_columns(pl.col("label_known_ns") * 0))
 
-    monkeypatch.setattr(type(store), "load", load)
-    found = replay_models(demo.settings, asof).differences
-    assert [d.asset for d in found] == ["retrieval_index"]
+    monkeypatch.setattr(models_module, "read_part", leaky)
+    monkeypatch.setattr(prove_module, "MODEL_ASSETS", ("split_manifest", "retrieval_index"))
+    for asset in ("ohlcv_bars", "levels", "signals", "sequence_dataset"):
+        lend(demo.store, broken.root, asset, demo.store.keys(asset))
+    rebuild(broken, ("split_manifest", "retrieval_index"), asof)
+    for later in ("absent", "altered"):
+        replay = replay_models(broken, asof, later)  # type: ignore[arg-type]
+        assert {d.asset for d in replay.differences} == {"retrieval_index"}
+        npz = next(d for d in replay.differences if d.column == "retrieval_index.npz")
+        assert npz.row.split("[")[0] in np.load(
+            broken.root / "retrieval_index" / asof / broken_version(broken, asof) / "retrieval_index.npz"
+        )
+        assert replay.told(npz).endswith("begins here")
 
 
-def test_cuts_are_edges_and_random_times_inside_regular_hours(demo: Demo) -> None:
-    session = calendar_of("SPY").session(all_sessions(demo.settings)[0])
-    cuts = cuts_of(session, demo.settings, 16, 5)
+def broken_version(settings: Settings, asof: str) -> str:
+    return ArtifactStore(settings.root).load("retrieval_index", asof).folder.name
+
+
+def test_a_model_that_mixes_an_old_split_with_new_rows_is_found(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    asof = scheduled_asof(demo.settings)[0]
+
+    def mixing(store: ArtifactStore, split: SplitManifest, part: str) -> pl.DataFrame:
+        return pl.concat([read_signals(store, k)[0].frame for k in getattr(split, part)])
+
+    monkeypatch.setattr(models_module, "read_part", mixing)
+    monkeypatch.setattr(prove_module, "REFUSING", ("retrieval_index",))
+    found = replay_redelivery(demo.settings, asof).differences
+    assert [(d.asset, d.replayed) for d in found] == [("retrieval_index", "made of the old split and the new rows")]
+
+
+def test_an_input_that_is_not_recorded_or_has_not_changed_goes_unnoticed(tmp_path: Path) -> None:
+    again = "2024-02-01"
+    for inputs, noticed in (({f"signals[{again}]": "old"}, True), ({f"signals[{again}]": "new"}, False), ({}, False)):
+        reader = Artifact("tree_bundles", "2024-02-20", tmp_path, "", {}, inputs)
+        assert (prove_module._unnoticed(reader, again, {"signals": "new"}) == []) is noticed
+
+
+def test_cuts_are_edges_moments_and_random_times_of_the_session(demo: Demo) -> None:
+    key = all_sessions(demo.settings)[0]
+    session = calendar_of("SPY").session(key)
+    from_ns = session.regular_open_ns - 90 * MINUTE_NS
+    cuts = cuts_of(session, demo.settings, 16, 5, from_ns)
     assert len(cuts) == len(set(cuts)) == 16
-    assert all(session.regular_open_ns < c < session.regular_close_ns for c in cuts)
-    assert session.regular_open_ns + 15 * MINUTE_NS in cuts
-    assert cuts == cuts_of(session, demo.settings, 16, 5) != cuts_of(session, demo.settings, 16, 6)
+    assert all(from_ns < c < session.close_ns for c in cuts)
+    assert {session.regular_open_ns + 15 * MINUTE_NS, session.regular_close_ns - 8 * MINUTE_NS} <= {*cuts}
+    assert min(cuts) < session.regular_open_ns < session.regular_close_ns < max(cuts)
+    assert cuts == cuts_of(session, demo.settings, 16, 5, from_ns) != cuts_of(session, demo.settings, 16, 6, from_ns)
+    signals = read_signals(demo.store, key)[0].frame
+    moments = known_times(signals, load_contract())
+    assert {*signals["label_known_ns"].drop_nulls().to_list(), int(signals["ts_ns"][0]) + 60 * NS} <= {
+        *moments.tolist()
+    }
+    many = cuts_of(session, demo.settings, 64, 5, from_ns, moments)
+    assert 16 <= len({*many} & {*moments.tolist()}) < 64
+
+
+def test_default_sessions_are_the_newest_and_the_newest_odd_ones(tmp_path: Path) -> None:
+    store, calendar = ArtifactStore(tmp_path), calendar_of("ES")
+    assert telling_sessions(store, calendar) == {}
+    keys = ["2023-11-03", "2023-11-06", "2023-11-24", "2024-03-08", "2024-03-11", "2024-03-12", "2024-03-13"]
+    for key in keys:
+        front = {"rolled_from": "ESH4" if key in ("2024-03-11", "2024-03-12") else None}
+        store.publish("market_files", key, {"files.json": dump_json({"front": front})})
+        store.publish("signals", key, {"x.json": b"{}"})
+    assert telling_sessions(store, calendar) == {
+        "2024-03-13": "newest",
+        "2024-03-11": "DST change",
+        "2024-03-12": "roll",
+        "2023-11-24": "half day",
+    }
+
+
+def test_the_schedule_is_off_and_asks_for_the_nightly_cuts(demo: Demo) -> None:
+    settings = replace(demo.settings, prove=ProveSettings(nightly_cuts=99))
+    definitions = build_definitions(settings)
+    schedule = next(iter(definitions.schedules or []))
+    assert schedule.default_status == dg.DefaultScheduleStatus.STOPPED  # type: ignore[union-attr]
+    context = dg.build_schedule_context(
+        demo.instance,
+        repository_def=definitions.get_repository_def(),
+        scheduled_execution_time=datetime(2024, 3, 1, tzinfo=UTC),
+    )
+    asked = schedule.evaluate_tick(context).run_requests or []  # type: ignore[union-attr]
+    assert {r.partition_key for r in asked} == {all_sessions(settings)[-1], scheduled_asof(settings)[-1]}
+    assert {r.run_config["ops"]["replay"]["config"]["cuts"] for r in asked} == {99}
+
+
+def test_the_number_of_cuts_is_a_setting(tmp_path: Path) -> None:
+    env = {"SPYMASTER_DATA_DIR": str(tmp_path), "SPYMASTER_PROVE_CUTS": "256"}
+    assert Settings.load(env).prove.cuts == 256
+    with pytest.raises(ConfigError, match="prove"):
+        Settings.load({**env, "SPYMASTER_PROVE_CUTS": "0"})
+
+
+def test_the_command_line_records_what_it_proves(demo: Demo, capsys: pytest.CaptureFixture[str]) -> None:
+    key = all_sessions(demo.settings)[1]
+    assert main(["prove", "--session", key, "--cuts", "1"]) == 0
+    assert statuses(demo.instance, key) == {}
+    assert main(["prove", "--session", key, "--cuts", "1", "--record"]) == 0
+    assert statuses(demo.instance, key) == dict.fromkeys(SESSION_ASSETS, "SUCCEEDED")
+    assert "1 replays" in capsys.readouterr().out
 
 
 def test_what_is_not_stored_cannot_be_proved(broken: Settings) -> None:
     with pytest.raises(MissingInputError, match="no stored signals"):
         prove(broken, [all_sessions(broken)[0]], [], 2)
+    with pytest.raises(MissingInputError, match="retrieval_index"):
+        prove(broken, [], scheduled_asof(broken)[:1], 2)
 
 
 def test_nothing_of_a_replay_is_tracked_or_left(demo: Demo) -> None:

@@ -1,0 +1,95 @@
+"""A store of its own for rebuilt artifacts: what is put into it, and runs of the graph on it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import dagster as dg
+
+from spymaster_assets.settings import Settings
+from spymaster_assets.store import ArtifactStore
+
+_QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+@contextmanager
+def shadow_of(settings: Settings) -> Iterator[Settings]:
+    """Settings whose store and DBN folder are empty and vanish at the end."""
+    with tempfile.TemporaryDirectory(prefix="spymaster-shadow-") as name:
+        root = Path(name)
+        (root / "dbn").mkdir()
+        yield replace(settings, root=root, dbn_dir=root / "dbn")
+
+
+def lend(store: ArtifactStore, root: Path, asset: str, keys: Sequence[str]) -> None:
+    """Put stored artifacts into another store; raise MissingInputError that names what is missing."""
+    for artifact in store.require(asset, keys):
+        home = root / asset / artifact.key
+        home.mkdir(parents=True)
+        shutil.copy(artifact.folder.parent / "manifest.json", home)
+        # published versions are never written to, so the folder itself can be lent
+        os.symlink(artifact.folder, home / artifact.folder.name)
+
+
+def rebuild(settings: Settings, assets: Sequence[str], key: str) -> None:
+    """Make assets of one partition through the graph, without their checks and without experiment tracking.
+
+    Raises dagster.Failure with the asset's own words.
+    """
+    from spymaster_assets.definitions import build_definitions
+
+    job = build_definitions(settings).resolve_implicit_global_asset_job_def()
+    chosen = job.get_subset(asset_selection={dg.AssetKey(a) for a in assets}, asset_check_selection=set())
+    with _untracked(), dg.DagsterInstance.ephemeral() as instance:
+        result = chosen.execute_in_process(
+            instance=instance, partition_key=key, run_config=_QUIET, raise_on_error=False
+        )
+    if not result.success:
+        failed = next(e for e in result.all_events if e.is_step_failure)
+        raise dg.Failure(
+            f"{failed.step_key}: {failed.step_failure_data.user_failure_data or failed.step_failure_data.error}"
+        )
+
+
+@cache
+def _parents(settings: Settings) -> Mapping[str, tuple[str, ...]]:
+    from spymaster_assets.definitions import build_definitions
+
+    graph = build_definitions(settings).resolve_asset_graph()
+    return {
+        key.to_user_string(): tuple(sorted(k.to_user_string() for k in graph.get(key).parent_keys))
+        for key in graph.get_all_asset_keys()
+    }
+
+
+def nearest_upstream(settings: Settings, asset: str, among: frozenset[str]) -> str | None:
+    """The asset of `among` that lies the fewest dependencies above `asset` in the graph (by name where several do); None without one."""
+    parents = _parents(settings)
+    level, seen = set(parents[asset]), {asset}
+    while level:
+        if found := sorted(level & among):
+            return found[0]
+        seen |= level
+        level = {p for child in level for p in parents[child]} - seen
+    return None
+
+
+@contextmanager
+def _untracked() -> Iterator[None]:
+    """A replay is no experiment: nothing of it is logged to MLflow or W&B."""
+    before = os.environ.get("SPYMASTER_TRACKING")
+    os.environ["SPYMASTER_TRACKING"] = "off"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["SPYMASTER_TRACKING"]
+        else:
+            os.environ["SPYMASTER_TRACKING"] = before

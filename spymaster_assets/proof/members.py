@@ -1,0 +1,121 @@
+"""Where two files of a fitted artifact first differ: a JSON path, an array, a tensor, a node of a tree."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from spymaster_assets.proof.compare import Difference
+from spymaster_assets.store import Artifact
+
+Found = tuple[str, str, str]
+"""Member, and its value in either file."""
+
+
+def fitted_differences(stored: Artifact, replayed: Artifact) -> tuple[list[Difference], int]:
+    """The first differing member of each file of two artifacts, and how many bytes were compared.
+
+    The provenance of a JSON file (time, revision) is left out, as it is from the content hash.
+    """
+    found, compared = [], 0
+    for name in sorted({*stored.files, *replayed.files}):
+        if name not in stored.files or name not in replayed.files:
+            told = ("there", "missing") if name in stored.files else ("missing", "there")
+            found.append(Difference(stored.asset, stored.key, name, "file", *told))
+            continue
+        one, other = stored.read(name), replayed.read(name)
+        compared += len(one)
+        if differs := first_difference(name, one, other):
+            found.append(Difference(stored.asset, stored.key, name, *differs))
+    return found, compared
+
+
+def first_difference(name: str, one: bytes, other: bytes) -> Found | None:
+    """First member in which two files of a name differ; None when none does but for provenance."""
+    if one == other:
+        return None
+    read = _READERS.get(name[name.rfind(".") :])
+    if read is None:
+        return _first_byte(one, other)
+    a, b = read(one), read(other)
+    if name.endswith(".json") and isinstance(a, dict) and isinstance(b, dict):
+        a.pop("provenance", None)
+        b.pop("provenance", None)
+        return _walk("", a, b)
+    return _walk("", a, b) or _first_byte(one, other)
+
+
+def _first_byte(one: bytes, other: bytes) -> Found:
+    length = min(len(one), len(other))
+    a, b = (np.frombuffer(x[:length], np.uint8) for x in (one, other))
+    at = int(np.argmax(a != b)) if (a != b).any() else length
+    return f"byte {at}", f"{len(one)} bytes", f"{len(other)} bytes"
+
+
+def _walk(path: str, a: Any, b: Any) -> Found | None:
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in (*a, *(k for k in b if k not in a)):
+            inside = f"{path}.{key}" if path else str(key)
+            if key not in a or key not in b:
+                return inside, _short(a.get(key, "missing")), _short(b.get(key, "missing"))
+            if found := _walk(inside, a[key], b[key]):
+                return found
+        return None
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        for n, (x, y) in enumerate(zip(a, b, strict=False)):
+            if found := _walk(f"{path}[{n}]", x, y):
+                return found
+        return None if len(a) == len(b) else (f"{path} length", str(len(a)), str(len(b)))
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return path, f"{a.dtype} {a.shape}", f"{b.dtype} {b.shape}"
+        # bytes of each element, so that NaN equals NaN and -0.0 does not equal 0.0
+        x, y = (np.ascontiguousarray(v).reshape(-1).view(f"V{v.dtype.itemsize}") for v in (a, b))
+        if not (x != y).any():
+            return None
+        at = int(np.argmax(x != y))
+        inside = ", ".join(str(int(i)) for i in np.unravel_index(at, a.shape)) if a.ndim else ""
+        return f"{path}[{inside}]", str(a.reshape(-1)[at]), str(b.reshape(-1)[at])
+    same = type(a) is type(b) and (a == b or (a != a and b != b))
+    return None if same else (path or "value", _short(a), _short(b))
+
+
+def _short(value: Any) -> str:
+    return text if len(text := str(value)) <= 80 else f"{text[:77]}..."
+
+
+def _npz(data: bytes) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        return {k: arrays[k] for k in arrays.files}
+
+
+def _trees(data: bytes) -> Any:
+    import xgboost
+
+    booster = xgboost.Booster()
+    booster.load_model(bytearray(data))
+    return json.loads(booster.save_raw("json"))
+
+
+def _checkpoint(data: bytes) -> Any:
+    import torch
+
+    return _arrays(torch.load(io.BytesIO(data), weights_only=True, map_location="cpu"))
+
+
+def _arrays(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _arrays(v) for k, v in value.items()}
+    return value.numpy() if hasattr(value, "numpy") else value
+
+
+_READERS: dict[str, Callable[[bytes], Any]] = {
+    ".json": json.loads,
+    ".npz": _npz,
+    ".ubj": _trees,
+    ".pt": _checkpoint,
+}
