@@ -164,15 +164,20 @@ def read_part(store: ArtifactStore, manifest: SplitManifest, part: str) -> pl.Da
     frames = []
     for key in sessions:
         found, artifact = read_signals(store, key)
-        if manifest.inputs[key] != artifact.sha256:
-            raise ArtifactError(
-                f"signals [{key}] changed after the split of {manifest.asof} was made",
-                where=str(artifact.folder),
-                expected=f"content hash {manifest.inputs[key][:12]}, found {artifact.sha256[:12]}",
-                remedy=f"dagster asset materialize --select split_manifest --partition {manifest.asof}",
-            )
+        require_split_signals(manifest, key, artifact.sha256, str(artifact.folder))
         frames.append(found.frame.filter(~pl.col("event_id").is_in(purged)) if purged else found.frame)
     return pl.concat(frames)
+
+
+def require_split_signals(manifest: SplitManifest, key: str, sha256: str, where: str) -> None:
+    """Raise ArtifactError unless the signals of a session that are read, or that sequences were made of, are those of the split."""
+    if manifest.inputs[key] != sha256:
+        raise ArtifactError(
+            f"signals [{key}] changed after the split of {manifest.asof} was made",
+            where=where,
+            expected=f"content hash {manifest.inputs[key][:12]}, found {sha256[:12]}",
+            remedy=f"dagster asset materialize --select split_manifest --partition {manifest.asof}",
+        )
 
 
 def sequence_faults(arrays: dict[str, np.ndarray], signals: pl.DataFrame) -> list[str]:

@@ -1,6 +1,7 @@
 """calibration_report, walk_forward_report: what the served artifacts are worth on sessions they have not seen."""
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import dagster as dg
@@ -14,7 +15,6 @@ from spymaster_assets.assets.models import flat_metrics
 from spymaster_assets.assets.signals import label_counts, read_signals
 from spymaster_assets.assets.windows import judged_window, session_partitions
 from spymaster_assets.contract import load_contract
-from spymaster_assets.datasets.splits import SplitManifest
 from spymaster_assets.errors import MissingInputError
 from spymaster_assets.evaluation import plots
 from spymaster_assets.evaluation.calibration import baseline_predictions, judge, trials, with_outcomes
@@ -213,9 +213,7 @@ def predict_all(store: ArtifactStore, asof: str, sessions: Sequence[str]) -> tup
     from spymaster_assets.models.patchtst import PatchTST  # late, as in patchtst_model
 
     contract = load_contract()
-    patchtst, trees, retrieval = (
-        store.load(a, asof) for a in ("patchtst_model", "tree_bundles", "retrieval_index")
-    )
+    patchtst, trees, retrieval = (store.load(a, asof) for a in ("patchtst_model", "tree_bundles", "retrieval_index"))
     inputs = {a.asset: a.sha256 for a in (patchtst, trees, retrieval)}
     network, boosted = PatchTST.load(_files(patchtst)), BoostedTrees.load(_files(trees))
     index = RetrievalIndex.load(_files(retrieval), str(retrieval.folder))

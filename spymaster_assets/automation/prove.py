@@ -21,8 +21,8 @@ from spymaster_assets.contract import load_contract
 from spymaster_assets.errors import ArtifactError, ConfigError, MissingInputError
 from spymaster_assets.market.calendar import Session
 from spymaster_assets.market.dbn import BAR_SECONDS
-from spymaster_assets.market.feeds import CSV_SUFFIXES
-from spymaster_assets.market.files import FileEntry, SessionFiles, scan_folder
+from spymaster_assets.market.files import FileEntry, SessionFiles, scan_flat, scan_folder
+from spymaster_assets.market.options import is_option_trades_csv
 from spymaster_assets.partitions import MODEL_ASSETS, SESSION_ASSETS, all_sessions, calendar_of
 from spymaster_assets.proof.compare import Difference, differences
 from spymaster_assets.proof.cuts import cuts_of, cuttable_from_ns, known_times
@@ -37,8 +37,8 @@ LATER_SESSIONS = 2
 """How many sessions from the as-of session on are rebuilt with another content."""
 REACH_NS = 10 * 86_400 * NS
 """How far before a session files are taken along: earlier sessions name the front month."""
-REFUSING = ("tree_bundles", "retrieval_index")
-"""Models that read signals by the hashes of their split."""
+REFUSING = MODEL_ASSETS[1:]
+"""What reads signals or sequences by the hashes of its split."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def replay_session(settings: Settings, key: str, at_ns: int, future: Future) -> 
     session = calendar_of(settings.symbol).session(key)
     with shadow_of(settings) as shadow:
         write_future(_near(settings, session), shadow.dbn_dir, at_ns, future)
-        flat = [p for p in settings.dbn_dir.rglob(f"*{key}*") if p.name.endswith(CSV_SUFFIXES)]
+        flat = [f.path for f in scan_flat(settings.dbn_dir) if f.is_of(key) and is_option_trades_csv(f.path)]
         write_flat_future(flat, settings.dbn_dir, shadow.dbn_dir, at_ns, future)
         lend(store, shadow.root, "ohlcv_bars", warmup_sessions(settings, key))
         rebuild(shadow, SESSION_ASSETS, key)

@@ -12,7 +12,8 @@ import polars as pl
 from spymaster_assets.assets.datasets import read_part, read_sequences, read_split
 from spymaster_assets.assets.proof import predict_all
 from spymaster_assets.assets.signals import read_signals, warmup_sessions
-from spymaster_assets.automation.prove import _copy, _run, _shadow, replay_models
+from spymaster_assets.automation.prove import replay_models
+from spymaster_assets.automation.shadow import lend, rebuild, shadow_of
 from spymaster_assets.contract import load_contract
 from spymaster_assets.errors import MarketDataError
 from spymaster_assets.evaluation.calibration import BASELINES, baseline_predictions
@@ -37,25 +38,25 @@ def rederive(settings: Settings, explanation: Explanation, refit: bool = False) 
     """
     store, event = ArtifactStore(settings.root), explanation.event
     _refuse_changed_files(explanation, [*warmup_sessions(settings, event.session), event.session])
-    with _shadow(settings) as empty:
+    with shadow_of(settings) as empty:
         shadow = replace(empty, dbn_dir=settings.dbn_dir)
         fresh = ArtifactStore(shadow.root)
         checks = []
         for key in warmup_sessions(settings, event.session):
-            _run(shadow, _BARS, key)
+            rebuild(shadow, _BARS, key)
             checks += [_artifact(store.load(a, key), fresh.load(a, key)) for a in _BARS]
-        _run(shadow, SESSION_ASSETS, event.session)
+        rebuild(shadow, SESSION_ASSETS, event.session)
         for asset in SESSION_ASSETS:
             checks.append(_artifact(store.load(asset, event.session), fresh.load(asset, event.session)))
         checks.append(_signal_row(store, fresh, event.session, event.event_id))
         checks.append(_sequence_row(store, fresh, event.session, event.event_id))
         for fold in explanation.folds:
             for asset in MODEL_ASSETS:
-                _copy(store, shadow.root, asset, [fold.asof])
+                lend(store, shadow.root, asset, [fold.asof])
             checks += _predictions(store, fresh, fold, event.session, event.event_id, refit, settings)
     if refit:
         for asof in _asofs(explanation):
-            replay = replay_models(settings, asof)
+            replay = replay_models(settings, asof, "absent")
             found = {d.asset: d for d in replay.differences}
             for asset in MODEL_ASSETS:
                 d = found.get(asset)

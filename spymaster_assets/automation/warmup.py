@@ -10,7 +10,7 @@ import polars as pl
 
 from spymaster_assets.assets.market import read_bars
 from spymaster_assets.assets.signals import warmup_sessions
-from spymaster_assets.automation.prove import _copy, _run, _shadow
+from spymaster_assets.automation.shadow import lend, rebuild, shadow_of
 from spymaster_assets.contract import load_contract
 from spymaster_assets.market.files import scan_folder
 from spymaster_assets.partitions import SESSION_ASSETS, calendar_of
@@ -52,12 +52,12 @@ def replay_pasts(settings: Settings, key: str, pasts: Sequence[Past]) -> pl.Data
     bar_start_ns = SessionBars(session, read_bars(store, key)[0]).front(1)["start_ns"].to_numpy()
     out = []
     for past in pasts:
-        with _shadow(settings) as shadow:
+        with shadow_of(settings) as shadow:
             write_past(near, shadow.dbn_dir, past.start_ns)
-            _copy(store, shadow.root, "ohlcv_bars", warmup)
+            lend(store, shadow.root, "ohlcv_bars", warmup)
             for old in warmup[: len(warmup) - (past.kept_sessions or 0)]:
                 _shift_bars(ArtifactStore(shadow.root), old)
-            _run(shadow, SESSION_ASSETS, key)
+            rebuild(shadow, SESSION_ASSETS, key)
             out.append(changes(stored, _signals(ArtifactStore(shadow.root), key), past, bar_start_ns, contract))
     return pl.concat(out)
 

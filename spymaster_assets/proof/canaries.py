@@ -378,7 +378,7 @@ def _neighbours(fold: Fold, train: pl.DataFrame, validation: pl.DataFrame) -> di
     """Production retrieval by head, or why there is none."""
     stage, contract = fold.retrieval.stage, fold.contract
     try:
-        first_ns = int(validation["decision_ns"].min() or 0)  # type: ignore[call-overload]
+        first_ns = int(validation["decision_ns"].to_numpy().min(initial=np.iinfo(np.int64).max))
         index = fit_index(train, first_ns, contract, fold.retrieval, fold.delay)
     except ModelError as error:
         return dict.fromkeys(CLASSIFIERS, error.what)

@@ -46,13 +46,8 @@ def write_future(
     record before at_ns and alters it; bars have no receive time and stay. With until_ns nothing from then on is touched. Files that end
     before are linked, files that begin after are left out when cutting. Raises MarketDataError on damage.
     """
-    target.mkdir(parents=True, exist_ok=True)
     for entry in entries:
-        mark = entry.path.parent / SIMULATED_MARK
-        if mark.is_file() and not (target / SIMULATED_MARK).exists():
-            os.symlink(mark, target / SIMULATED_MARK)
-        path = target / entry.name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = _place(entry, target)
         before = entry.header.end_ns is not None and entry.header.end_ns <= at_ns
         if (
             before
@@ -62,6 +57,17 @@ def write_future(
             os.symlink(entry.path, path)
         elif future != "cut" or entry.header.start_ns < at_ns:
             write_atomic(path, _rewritten(entry.path, at_ns, future, until_ns))
+
+
+def write_past(entries: Sequence[FileEntry], target: Path, before_ns: int) -> None:
+    """Write each file as if all before before_ns had been otherwise: prices moved up in even minutes and down in odd ones, sizes
+    and quantities doubled; no record is dropped, so that coverage is the same. Raises MarketDataError on damage."""
+    for entry in entries:
+        path = _place(entry, target)
+        if entry.header.start_ns >= before_ns:
+            os.symlink(entry.path, path)
+        else:
+            write_atomic(path, _with_another_past(entry.path, before_ns))
 
 
 def write_flat_future(paths: Sequence[Path], folder: Path, target: Path, at_ns: int, future: Future) -> None:
@@ -82,13 +88,17 @@ def write_flat_future(paths: Sequence[Path], folder: Path, target: Path, at_ns: 
         )
 
 
+def _place(entry: FileEntry, target: Path) -> Path:
+    """Where a copy of the file belongs; the mark of a simulated market goes with it."""
+    mark, path = entry.path.parent / SIMULATED_MARK, target / entry.name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if mark.is_file() and not (target / SIMULATED_MARK).exists():
+        os.symlink(mark, target / SIMULATED_MARK)
+    return path
+
+
 def _rewritten(path: Path, at_ns: int, future: Future, until_ns: int | None) -> bytes:
-    header = read_header(path)
-    raw = path.read_bytes()
-    if header.compressed:
-        raw = zstandard.ZstdDecompressor().decompressobj(read_across_frames=True).decompress(raw)
-    head = bytearray(raw[: header.data_offset])
-    records = _records(path)
+    header, head, records = _parts(path)
     length_ns = BAR_SECONDS.get(header.schema, 0) * NS
     known = records[time_field(header.schema)].astype(np.int64) + length_ns
     after = known > at_ns if length_ns else known >= at_ns
@@ -105,6 +115,27 @@ def _rewritten(path: Path, at_ns: int, future: Future, until_ns: int | None) -> 
                 ago_ns = (np.arange(int(after.sum())) % _LATEST_S + 1) * NS
                 records["ts_event"][after] = (at_ns - ago_ns).astype(np.uint64)
         _alter(records, after)
+    return _file(header, head, records)
+
+
+def _with_another_past(path: Path, before_ns: int) -> bytes:
+    header, head, records = _parts(path)
+    records = records.copy()
+    known = records[time_field(header.schema)].astype(np.int64)
+    _alter(records, known < before_ns, 1 - 2 * (known // MINUTE_NS % 2), ("bid_sz", "ask_sz", "quantity"))
+    return _file(header, head, records)
+
+
+def _parts(path: Path) -> tuple[DbnHeader, bytearray, NDArray[np.void]]:
+    """Header, its bytes and the records of a file."""
+    header = read_header(path)
+    raw = path.read_bytes()
+    if header.compressed:
+        raw = zstandard.ZstdDecompressor().decompressobj(read_across_frames=True).decompress(raw)
+    return header, bytearray(raw[: header.data_offset]), read_records(path, layouts_of(header))
+
+
+def _file(header: DbnHeader, head: bytearray, records: NDArray[np.void]) -> bytes:
     body = bytes(head) + records.view(f"V{records.dtype.itemsize}").tobytes()
     return zstandard.ZstdCompressor(level=1).compress(body) if header.compressed else body
 
@@ -120,50 +151,18 @@ def layouts_of(header: DbnHeader) -> dict[str, tuple[np.dtype, int]]:
     }
 
 
-def _records(path: Path) -> NDArray[np.void]:
-    return read_records(path, layouts_of(read_header(path)))
-
-
-def _alter(records: NDArray[np.void], after: NDArray[np.bool_]) -> None:
-    """Move every price after the time and double every size, in place; undefined prices stay."""
+def _alter(
+    records: NDArray[np.void],
+    where: NDArray[np.bool_],
+    sign: NDArray[np.int64] | int = 1,
+    doubled: tuple[str, ...] = (),
+) -> None:
+    """Move the prices of some records by sign x 0.37 and double their sizes, and fields that begin with `doubled`, in place; undefined
+    prices stay."""
+    shift_e9 = np.broadcast_to(sign * np.int64(_SHIFT_E9), where.shape)
     for name in records.dtype.names or ():
         if name in PRICES or name.startswith(("bid_px", "ask_px")):
-            prices = records[name]
-            prices[after & (prices < np.iinfo(np.int64).max)] += _SHIFT_E9
-        elif name in ("size", "volume"):
-            records[name][after] *= 2
-
-
-def write_past(entries: Sequence[FileEntry], target: Path, before_ns: int) -> None:
-    """Write each file as if all before before_ns had been otherwise: prices moved up in even minutes and down in odd ones, sizes
-    and quantities doubled; no record is dropped, so that coverage is the same. Raises MarketDataError on damage."""
-    target.mkdir(parents=True, exist_ok=True)
-    for entry in entries:
-        mark = entry.path.parent / SIMULATED_MARK
-        if mark.is_file() and not (target / SIMULATED_MARK).exists():
-            os.symlink(mark, target / SIMULATED_MARK)
-        path = target / entry.name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if entry.header.start_ns >= before_ns:
-            os.symlink(entry.path, path)
-        else:
-            write_atomic(path, _with_another_past(entry.path, before_ns))
-
-
-def _with_another_past(path: Path, before_ns: int) -> bytes:
-    header = read_header(path)
-    raw = path.read_bytes()
-    if header.compressed:
-        raw = zstandard.ZstdDecompressor().decompressobj(read_across_frames=True).decompress(raw)
-    records = _records(path).copy()
-    known = records[time_field(header.schema)].astype(np.int64)
-    before = known < before_ns
-    shift = np.where(before, (1 - 2 * (known // MINUTE_NS % 2)) * _SHIFT_E9, 0)
-    for name in records.dtype.names or ():
-        if name in PRICES or name.startswith(("bid_px", "ask_px")):
-            prices = records[name]
-            records[name] = np.where(prices < np.iinfo(np.int64).max, prices + shift, prices)
-        elif name in ("size", "volume", "quantity") or name.startswith(("bid_sz", "ask_sz")):
-            records[name][before] *= 2
-    body = raw[: header.data_offset] + records.view(f"V{records.dtype.itemsize}").tobytes()
-    return zstandard.ZstdCompressor(level=1).compress(body) if header.compressed else body
+            moved = where & (records[name] < np.iinfo(np.int64).max)
+            records[name][moved] += shift_e9[moved]
+        elif name in ("size", "volume") or (doubled and name.startswith(doubled)):
+            records[name][where] *= 2

@@ -16,14 +16,14 @@ from spymaster_assets_tests.graph.conftest import Demo
 
 REBUILD = """
 import json, sys
-from spymaster_assets.automation.prove import _run
+from spymaster_assets.automation.shadow import rebuild
 from spymaster_assets.partitions import resolve
 from spymaster_assets.settings import Settings
 
 settings = resolve(Settings.load())
 for assets, keys in json.load(sys.stdin):
     for key in keys:
-        _run(settings, assets, key)
+        rebuild(settings, assets, key)
 """
 
 
