@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from spymaster_assets.errors import SplitError
+from spymaster_assets.errors import SplitError, refusing
 from spymaster_assets.settings import SplitSettings
 
 
@@ -36,10 +36,19 @@ class SplitManifest:
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> SplitManifest:
-        """Inverse of `to_json`."""
+        """Inverse of `to_json`; raise SplitError when it is none."""
         lists = ("train", "validation", "test", "embargoed", "purged")
-        fields: dict[str, Any] = {k: tuple(v) if k in lists else v for k, v in raw.items()}
-        return cls(**fields)
+        with refusing(
+            SplitError, "not a split manifest", where="split.json", remedy="materialize split_manifest again"
+        ):
+            fields: dict[str, Any] = {k: tuple(v) if k in lists else v for k, v in raw.items()}
+            if not all(isinstance(s, str) for name in lists[:4] for s in fields[name]):
+                raise ValueError("sessions are texts")
+            if not all(isinstance(p["event_id"], str) for p in fields["purged"]):
+                raise ValueError("purged rows are named by event_id")
+            found = cls(**fields)
+        check_manifest(found)
+        return found
 
 
 def plan_split(sessions: Sequence[str], asof: str, settings: SplitSettings) -> SplitManifest:
