@@ -64,9 +64,10 @@ def refusing(
     but: tuple[type[BaseException], ...] = (),
 ) -> Iterator[None]:
     """Turn whatever a reader raises on damaged bytes, a Rust panic included, into one `error`; that error itself and `but` pass."""
+    passing: tuple[type[BaseException], ...] = (error, KeyboardInterrupt, SystemExit, GeneratorExit, *but)
     try:
         yield
-    except (error, KeyboardInterrupt, SystemExit, GeneratorExit, *but):
+    except passing:
         raise
     except BaseException as cause:  # a pyo3 PanicException is no Exception
         reason = f"{type(cause).__name__}: {cause}"[:500]

@@ -344,9 +344,9 @@ def settings_from(group: type[Group], stored: Mapping[str, Any]) -> Group:
     """A settings group as JSON keeps it; raise ConfigError on an unknown name or a value of another type than the default's."""
     default: Any = group()
     values: dict[str, Any] = {}
-    for name, value in stored.items():
+    for name, raw in stored.items():
         known = getattr(default, name, None)
-        value = tuple(value) if isinstance(value, list) else value
+        value: Any = tuple(raw) if isinstance(raw, list) else raw
         as_float = isinstance(known, float) and type(value) is int and abs(value) < 2**53
         if type(value) is not type(known) and not as_float:
             raise ConfigError(

@@ -386,8 +386,10 @@ def _read_plain(path: Path) -> bytes:
             raise OSError(errno.EINVAL, "not a plain file")
         if status.st_size > MAX_FILE_BYTES:
             raise OSError(errno.EFBIG, f"{status.st_size} bytes are more than any artifact has")
-        with open(descriptor, "rb", closefd=False) as f:
-            return f.read()
+        pieces = []
+        while piece := os.read(descriptor, max(status.st_size, 1 << 16)):
+            pieces.append(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
     finally:
         os.close(descriptor)
 
@@ -407,10 +409,14 @@ def _finite(text: str) -> float:
 
 
 def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as f:
-        f.write(data)
-        f.flush()
-        os.fsync(f.fileno())
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _sync_folder(path: Path) -> None:

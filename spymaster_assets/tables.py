@@ -39,7 +39,7 @@ def read_parquet(
         table.validate(full=True)
         frame = pl.from_arrow(table.replace_schema_metadata(None))
         assert isinstance(frame, pl.DataFrame)
-        metadata = {k.decode(): v for k, v in (found.metadata or {}).items()}
+        metadata = {k.decode(): v for k, v in (about.metadata or {}).items()}
     if schema is not None:
         require_schema(frame, schema, where, nullable)
     return frame, metadata
