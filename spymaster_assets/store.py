@@ -71,7 +71,7 @@ class Artifact:
                 raise OSError(errno.ELOOP, "its folder is a link")
             data = _read_plain(path)
         except (OSError, MemoryError) as error:
-            if isinstance(error, FileNotFoundError) and not self.folder.exists():
+            if isinstance(error, FileNotFoundError):
                 remedy = f"load it again, since a newer version may have replaced it; else {remedy}"
             reason = getattr(error, "strerror", None) or repr(error)
             raise ArtifactError(f"cannot read {path.name}: {reason}", where=str(path), remedy=remedy) from error

@@ -37,6 +37,9 @@ from spymaster_assets.store import ArtifactStore, git_revision
 from spymaster_assets_tests.reliability.faults import forked, kill_at, leftovers, verified, watched
 
 SEED = 20_240_201
+PUBLISHING = ("mkdir", "write", "fsync", "rename", "replace", "unlink", "rmdir")
+_MEAN_SHARE = 0.08
+"""Mean time between kills as a share of an undisturbed run: a backfill is resumed about twelve times before it ends."""
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
@@ -85,7 +88,7 @@ def campaign(folder: Path, kills: int, seed: int) -> dict[str, Any]:
     git_revision()  # cached here, or every child would start git
 
     def undisturbed() -> None:
-        with watched(lambda n, name: None) as seen:
+        with watched(lambda n, name: None, PUBLISHING) as seen:
             backfill(settings_of(folder, folder / "undisturbed"))
         (folder / "calls").write_text(str(len(seen)))
 
@@ -106,10 +109,10 @@ def campaign(folder: Path, kills: int, seed: int) -> dict[str, Any]:
         while not done:
             live = told["kills"] < kills
             aimed = live and bool(rng.random() < 0.5)
-            point = int(rng.integers(calls // 2)) if aimed else -1
+            point = int(rng.exponential(_MEAN_SHARE * calls)) if aimed else -1
             pid = forked(lambda n=point: _quietly(lambda: _killed(settings, n)))  # type: ignore[misc]
             if live and not aimed:
-                time.sleep(float(rng.uniform(0, 0.6 * length_s)))
+                time.sleep(min(float(rng.exponential(_MEAN_SHARE * length_s)), length_s))
                 if os.waitpid(pid, os.WNOHANG) == (0, 0):
                     os.killpg(pid, signal.SIGKILL)
                 else:
@@ -133,7 +136,7 @@ def campaign(folder: Path, kills: int, seed: int) -> dict[str, Any]:
 
 
 def _killed(settings: Settings, point: int) -> None:
-    with watched(kill_at(point)):
+    with watched(kill_at(point), PUBLISHING):
         backfill(settings)
 
 

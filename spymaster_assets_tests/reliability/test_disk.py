@@ -49,14 +49,17 @@ def test_a_fault_at_every_call_of_a_publication(tmp_path: Path, code: int, first
     failed = 0
     for n in range(len(calls)):
         store = prepared(str(n))
-        try:
-            with watched(fail_at(n, code), WRITING):
+        fault = None
+        with watched(fail_at(n, code), WRITING):
+            try:
                 store.publish("bars", "k", NEW)
-        except ArtifactError as error:
+            except ArtifactError as error:
+                fault = error
+        if fault:
             failed += 1
-            assert str(store.root / "bars" / "k") in error.where
-            assert os.strerror(code) in str(error)
-            assert "materialize" in error.remedy
+            assert str(store.root / "bars" / "k") in fault.where
+            assert os.strerror(code) in str(fault)
+            assert "materialize" in fault.remedy
         # a fault while the folder is synced last leaves the new artifact, whole; every other fault the one before
         if store.exists("bars", "k"):
             assert read_whole(store.load("bars", "k")) in (OLD, NEW)
@@ -98,7 +101,13 @@ def test_a_file_that_vanishes_or_is_no_file(tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path)
     artifact = store.publish("bars", "k", NEW)
     path = artifact.path("a.bin")
-    for spoil in (path.unlink, path.mkdir, lambda: (path.rmdir(), os.mkfifo(path)), lambda: (path.unlink(), path.symlink_to("c.bin"))):  # fmt: skip
+    spoils: tuple[Callable[[], object], ...] = (
+        path.unlink,
+        path.mkdir,
+        lambda: (path.rmdir(), os.mkfifo(path)),
+        lambda: (path.unlink(), path.symlink_to("c.bin")),
+    )
+    for spoil in spoils:
         spoil()
         with pytest.raises(ArtifactError, match=r"a\.bin.*materialize bars \[k\] again"):
             artifact.read("a.bin")
@@ -131,9 +140,13 @@ def test_a_disk_that_is_really_full(full_disk: Path) -> None:
             store.publish("bars", "k", files)
         assert read_whole(store.load("bars", "k")) == before
         assert leftovers(store) == []
-    with pytest.raises(ArtifactError, match="No space left"):  # out of inodes
+
+    def use_up_inodes() -> None:
         for n in range(100):
             store.publish("bars", f"k{n}", {"a.bin": b"1"})
+
+    with pytest.raises(ArtifactError, match="No space left"):
+        use_up_inodes()
     assert read_whole(store.load("bars", "k")) == before
     for folder in full_disk.glob("bars/k?*"):
         shutil.rmtree(folder)
@@ -174,22 +187,20 @@ def test_a_dbn_file_that_cannot_be_read(
         dbn_bytes(trades(np.arange(5_000) * 1_000 + 1_700_000_000_000_000_000, np.full(5_000, 5 * 10**11)))
     )
     READERS[reader](path)
-    opened = []
+    opened: list[int] = []
     before = Path.open
 
     def failing(self: Path, *args: object, **kwargs: object) -> object:
-        file = before(self, *args, **kwargs)  # type: ignore[call-overload]
         if self == path:
-            opened.append(self)
-            if len(opened) > at:
-                file.close()
+            opened.append(1)
+            if len(opened) == fails:
                 raise OSError(code, os.strerror(code), str(path))
-        return file
+        return before(self, *args, **kwargs)  # type: ignore[call-overload]
 
     monkeypatch.setattr(Path, "open", failing)
-    at = 10
+    fails = 0
     READERS[reader](path)
-    for at in range(len(opened)):
+    for fails in range(1, len(opened) + 1):  # noqa: B007 - read by `failing`
         opened.clear()
         with pytest.raises(MarketDataError, match=r"spy\.trades\.dbn\.zst.*(disk|SPYMASTER_DBN_DIR)"):
             READERS[reader](path)
@@ -217,5 +228,5 @@ def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.Monk
         return before(path)  # type: ignore[call-overload]
 
     monkeypatch.setattr(os, "scandir", failing)
-    with pytest.raises(SpymasterError, match="cannot be read.*Permission denied"):
+    with pytest.raises(SpymasterError, match=r"cannot be read.*Permission denied"):
         scan_folder(tmp_path)
