@@ -17,7 +17,7 @@ import shutil
 import stat
 import subprocess
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -153,30 +153,33 @@ class ArtifactStore:
         home: Path, version: str, files: Mapping[str, bytes], digests: Mapping[str, str], manifest: bytes
     ) -> None:
         """Publish one version under the key's lock; the version before it stays for readers that hold its manifest."""
+        _sweep(home, lambda name: bool(_TEMPORARY.fullmatch(name)))  # of processes that died: the lock is held here
         previous = _current_version(home)
         target = home / version
         made = False
         try:
             if not _intact(target, digests):
-                temporary = home / f".{version}-{uuid.uuid4().hex}"
+                temporary, torn = (home / f".{name}-{uuid.uuid4().hex}" for name in (version, "torn"))
                 try:
                     temporary.mkdir()
                     for name, data in files.items():
                         _write_synced(temporary / name, data)
                     _sync_folder(temporary)
                     if os.path.lexists(target):
-                        target.rename(home / f".torn-{uuid.uuid4().hex}")
+                        target.rename(torn)
                     temporary.rename(target)
                     made = True
                     _sync_folder(home)
                 finally:
                     shutil.rmtree(temporary, ignore_errors=True)
+                    shutil.rmtree(torn, ignore_errors=True)
             write_atomic(home / MANIFEST, manifest)
         except OSError:
             if made and _current_version(home) != version:
                 shutil.rmtree(target, ignore_errors=True)
             raise
-        _sweep(home, (version, previous))
+        if version != previous:  # equal bytes replace nothing: the version before them still has its readers
+            _sweep(home, lambda name: bool(_VERSION.fullmatch(name)) and name not in (version, previous))
 
     def load(self, asset: str, key: str) -> Artifact:
         """Handle of `asset[key]`; raise MissingInputError when it was never published, ArtifactError when torn or forged."""
@@ -352,16 +355,11 @@ def _current_version(home: Path) -> str | None:
     return None
 
 
-def _sweep(home: Path, keep: tuple[str, str | None]) -> None:
-    """Delete what interrupted publications left, and versions older than `keep` (new, previous).
-
-    Equal bytes published again replace nothing, so the version before them still has its readers.
-    """
-    version, previous = keep
-    with suppress(OSError):  # the artifact is published; what cannot be deleted now is swept the next time
+def _sweep(home: Path, stale: Callable[[str], bool]) -> None:
+    """Delete what has a stale name; what cannot be deleted now is swept the next time."""
+    with suppress(OSError):
         for path in home.iterdir():
-            old = version != previous and _VERSION.fullmatch(path.name) and path.name not in keep
-            if old or _TEMPORARY.fullmatch(path.name):
+            if stale(path.name):
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path, ignore_errors=True)
                 else:

@@ -29,8 +29,8 @@ KEYS: dict[str, tuple[str, int]] = {
     "static_feature_names": ("U", 1),
 }
 """Keys of a sequence dataset with dtype and number of dimensions."""
-MAX_NPZ_BYTES = 2 << 30
-"""Largest unpacked npz; more is refused before anything is unpacked."""
+MAX_NPZ_RATIO, MIN_NPZ_BYTES = 256, 64 << 20
+"""An npz may unpack to this many times its size, or to this many bytes; more is refused before anything is unpacked."""
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 
 
@@ -122,7 +122,7 @@ def npz_arrays(data: bytes, where: str, keys: Mapping[str, tuple[str, int]]) -> 
         if sorted(members) != sorted(f"{k}.npy" for k in keys) or len(archive.infolist()) != len(keys):
             names = ", ".join(sorted(members))[:300]
             raise ArtifactError(f"npz keys are {names}", where=where, expected=", ".join(sorted(keys)))
-        if sum(m.file_size for m in members.values()) > MAX_NPZ_BYTES:
+        if sum(m.file_size for m in members.values()) > max(MAX_NPZ_RATIO * len(data), MIN_NPZ_BYTES):
             raise ValueError("it unpacks to more than any dataset has")
         return {k: _read_array(archive, members[f"{k}.npy"], k, *keys[k], where) for k in keys}
 

