@@ -352,7 +352,8 @@ def _patchtst_cases(evil: bytes) -> Iterator[tuple[str, Files]]:
     yield "patchtst.good", good
     for what, cut in _cuts(good[CHECKPOINT]):
         yield f"patchtst.{what}", {**good, CHECKPOINT: cut}
-    members = {m: zipfile.ZipFile(io.BytesIO(good[CHECKPOINT])).read(m) for m in zipfile.ZipFile(io.BytesIO(good[CHECKPOINT])).namelist()}  # fmt: skip
+    with zipfile.ZipFile(io.BytesIO(good[CHECKPOINT])) as archive:
+        members = {m: archive.read(m) for m in archive.namelist()}
     program = next(m for m in members if m.endswith("data.pkl"))
     weight = content["state"]["classify.weight"]
     yield "patchtst.pickle", {**good, CHECKPOINT: evil}
@@ -398,7 +399,7 @@ def _patchtst_cases(evil: bytes) -> Iterator[tuple[str, Files]]:
     yield "patchtst.names_no_list", edited(channel_names="abc")
     yield "patchtst.metadata_pickle", {**good, METADATA: evil}
     yield "patchtst.metadata_list", {**good, METADATA: b"[]"}
-    yield "patchtst.metadata_nan", {**good, METADATA: good[METADATA].replace(b'"seed": 42', b'"seed": NaN')[:-2] + b', "x": NaN}'}  # fmt: skip
+    yield "patchtst.metadata_nan", {**good, METADATA: good[METADATA].rstrip()[:-1] + b', "x": NaN}'}
     yield "patchtst.metadata_missing", {CHECKPOINT: good[CHECKPOINT]}
 
 
@@ -520,7 +521,15 @@ def _store_cases(folder: Path, evil: bytes) -> None:
         "null": None,
     }.items():
         case(f"store.version_{what}", lambda home, m, v=version: {**m, "version": v})
-    for what, name in {"parent": "../a.bin", "absolute": "/etc/passwd", "nul": "a\0", "long": "n" * 5000, "dot": ".", "lock": ".lock"}.items():  # fmt: skip
+    names = {
+        "parent": "../a.bin",
+        "absolute": "/etc/passwd",
+        "nul": "a\0",
+        "long": "n" * 5000,
+        "dot": ".",
+        "lock": ".lock",
+    }
+    for what, name in names.items():
         case(f"store.file_{what}", lambda home, m, n=name: {**m, "files": {n: m["files"]["a.bin"]}})
     for what, changed in {
         "files_list": {"files": ["a.bin"]},
@@ -552,6 +561,10 @@ def _store_cases(folder: Path, evil: bytes) -> None:
         (home / manifest["version"]).rename(home / "aside")
         (home / manifest["version"]).symlink_to(home / "aside")
 
+    def linked_manifest(home: Path, manifest: dict[str, Any]) -> None:
+        (home / MANIFEST).rename(home / "aside")
+        (home / MANIFEST).symlink_to(home / "aside")
+
     def piped(home: Path, manifest: dict[str, Any]) -> None:
         of(home, manifest).unlink()
         os.mkfifo(of(home, manifest))
@@ -567,7 +580,7 @@ def _store_cases(folder: Path, evil: bytes) -> None:
     case("store.altered", lambda home, m: of(home, m).write_bytes(b"2" * 100) and None)
     case("store.missing_file", lambda home, m: of(home, m).unlink())
     case("store.manifest_is_a_folder", lambda home, m: ((home / MANIFEST).unlink(), (home / MANIFEST).mkdir(), None)[2])
-    case("store.manifest_is_a_link", lambda home, m: ((home / MANIFEST).rename(home / "m"), (home / MANIFEST).symlink_to(home / "m"), None)[2])  # fmt: skip
+    case("store.manifest_is_a_link", linked_manifest)
 
     def published(name: str, asset: str, files: Mapping[str, bytes]) -> None:
         # past `publish`, which would refuse text that is no JSON: hashes are right, as an attacker would make them
