@@ -33,7 +33,8 @@ test: setup
 	$(BIN)/python -m pytest
 
 nightly: setup
-	SPYMASTER_FUZZ=60000 SPYMASTER_TRAPS=6,200 SPYMASTER_CANARY_FOLDS=300 SPYMASTER_PROVE_CUTS=256 $(BIN)/python -m pytest
+	SPYMASTER_FUZZ=60000 SPYMASTER_TRAPS=6,200 SPYMASTER_CANARY_FOLDS=300 SPYMASTER_PROVE_CUTS=256 SPYMASTER_KILLS=200 \
+		$(BIN)/python -m pytest
 
 ui: setup
 	mkdir -p $(UI_DIR)/dagster_home && cp dagster.yaml $(UI_DIR)/dagster_home/

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class SpymasterError(Exception):
     """A fault that the user can act on; the message holds what, where, expected and remedy."""
@@ -52,3 +55,24 @@ class CanaryError(SpymasterError):
 
 class TrackingError(SpymasterError):
     """An experiment tracker is configured so that it cannot log."""
+
+
+@contextmanager
+def refusing(
+    error: type[SpymasterError],
+    what: str,
+    *,
+    where: str,
+    expected: str = "",
+    remedy: str = "",
+    but: tuple[type[BaseException], ...] = (),
+) -> Iterator[None]:
+    """Turn whatever a reader raises on damaged bytes, a Rust panic included, into one `error`; that error itself and `but` pass."""
+    passing: tuple[type[BaseException], ...] = (error, KeyboardInterrupt, SystemExit, GeneratorExit, *but)
+    try:
+        yield
+    except passing:
+        raise
+    except BaseException as cause:  # a pyo3 PanicException is no Exception
+        reason = f"{type(cause).__name__}: {cause}"[:500]
+        raise error(f"{what}: {reason}", where=where, expected=expected, remedy=remedy) from cause

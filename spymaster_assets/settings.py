@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from spymaster_assets.errors import ConfigError
 from spymaster_assets.market.instruments import Instrument, instrument
@@ -373,6 +373,25 @@ def fingerprint(*parts: Any) -> str:
     """Return 16 hex digits that change when any dataclass or JSON value in `parts` changes."""
     plain = [asdict(p) if hasattr(p, "__dataclass_fields__") else p for p in parts]
     return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+Group = TypeVar("Group")
+
+
+def settings_from(group: type[Group], stored: Mapping[str, Any]) -> Group:
+    """A settings group as JSON keeps it; raise ConfigError on an unknown name or a value of another type than the default's."""
+    default: Any = group()
+    values: dict[str, Any] = {}
+    for name, raw in stored.items():
+        known = getattr(default, name, None)
+        value: Any = tuple(raw) if isinstance(raw, list) else raw
+        as_float = isinstance(known, float) and type(value) is int and abs(value) < 2**53
+        if type(value) is not type(known) and not as_float:
+            raise ConfigError(
+                f"{group.__name__}.{name[:80]} is {type(value).__name__}", expected=f"{type(known).__name__}"
+            )
+        values[name] = float(value) if as_float else value
+    return group(**values)
 
 
 def _with(settings: Settings, part: str, name: str, value: Any) -> Settings:

@@ -6,24 +6,37 @@ atomically after its files are synced, so a reader sees the old artifact or the 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
+import stat
 import subprocess
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from spymaster_assets.errors import ArtifactError, MissingInputError
+import polars as pl
+
+from spymaster_assets.errors import ArtifactError, MissingInputError, refusing
+from spymaster_assets.tables import read_parquet
 
 MANIFEST = "manifest.json"
+MAX_FILE_BYTES = 2 << 30
+"""Largest file of an artifact; one that claims more is refused before it is read."""
+_LOCK = ".lock"
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=-]{0,199}")
+_VERSION, _SHA256 = re.compile(r"[0-9a-f]{16}"), re.compile(r"[0-9a-f]{64}")
+_TEMPORARY = re.compile(r"\.(?:[0-9a-f]{16}|torn|manifest\.json)-[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -50,28 +63,36 @@ class Artifact:
         return self.folder / name
 
     def read(self, name: str) -> bytes:
-        """Bytes of one file after its SHA-256 was checked; raise ArtifactError on a missing or altered file."""
+        """Bytes of one file after its SHA-256 was checked; raise ArtifactError on a missing or altered file or a link."""
         path = self.path(name)
+        remedy = f"materialize {self.asset} [{self.key}] again"
         try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise ArtifactError(
-                f"cannot read {path.name}: {error.strerror}",
-                where=str(path),
-                remedy=f"materialize {self.asset} [{self.key}] again",
-            ) from error
+            if self.folder.is_symlink():
+                raise OSError(errno.ELOOP, "its folder is a link")
+            data = _read_plain(path)
+        except (OSError, MemoryError) as error:
+            if isinstance(error, FileNotFoundError):
+                remedy = f"load it again, since a newer version may have replaced it; else {remedy}"
+            reason = getattr(error, "strerror", None) or repr(error)
+            raise ArtifactError(f"cannot read {path.name}: {reason}", where=str(path), remedy=remedy) from error
         if hashlib.sha256(data).hexdigest() != self.files[name]:
             raise ArtifactError(
                 f"{path.name} was altered after it was published",
                 where=str(path),
                 expected=f"SHA-256 {self.files[name]}",
-                remedy=f"materialize {self.asset} [{self.key}] again",
+                remedy=remedy,
             )
         return data
 
-    def json(self, name: str) -> Any:
-        """Parsed JSON of one verified file."""
-        return json.loads(self.read(name))
+    def json(self, name: str) -> dict[str, Any]:
+        """JSON object of one verified file; raise ArtifactError when it holds anything else."""
+        return json_object(self.read(name), str(self.path(name)))
+
+    def frame(
+        self, name: str, schema: Mapping[str, Any] | None = None, nullable: Collection[str] | None = None
+    ) -> pl.DataFrame:
+        """Table of one verified Parquet file; see `read_parquet`."""
+        return read_parquet(self.read(name), str(self.path(name)), schema, nullable)[0]
 
 
 class ArtifactStore:
@@ -92,11 +113,17 @@ class ArtifactStore:
         """Write `files` (name -> bytes) as the artifact `asset[key]`: temporary folder, fsync, rename, manifest last."""
         if not files:
             raise ArtifactError(f"{asset}[{key}] has no files to publish")
+        home = self._home(asset, key)
+        for name, data in files.items():
+            if not _NAME.fullmatch(name) or len(data) > MAX_FILE_BYTES:
+                raise ArtifactError(
+                    f"{asset}[{key}] cannot hold the file {name[:80]!r} of {len(data)} bytes",
+                    expected=f"a plain name, up to {MAX_FILE_BYTES} bytes",
+                )
         inputs = dict(sorted((inputs or {}).items()))
         digests = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
         content = content_hash(files)
-        version = hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:16]
-        home = self.root / asset / key
+        version = _version(digests)
         manifest = {
             "asset": asset,
             "key": key,
@@ -107,74 +134,88 @@ class ArtifactStore:
             "metadata": dict(metadata or {}),
             "provenance": provenance(),
         }
+        described = dump_json(manifest)
         try:
             home.mkdir(parents=True, exist_ok=True)
-            with _locked(home / ".lock"):
-                self._replace(home, version, files, digests, manifest)
+            with _locked(home / _LOCK):
+                self._replace(home, version, files, digests, described)
         except OSError as error:
             raise ArtifactError(
                 f"cannot publish {asset}[{key}]: {error.strerror or error}",
                 where=str(home),
                 remedy="free disk space or mend permissions, then materialize again; the artifact before it is untouched",
             ) from error
-        return self.load(asset, key)
+        # what was written here, even when another process has replaced it by now
+        return _described(asset, key, home, json.loads(described))
 
     @staticmethod
     def _replace(
-        home: Path, version: str, files: Mapping[str, bytes], digests: Mapping[str, str], manifest: dict[str, Any]
+        home: Path, version: str, files: Mapping[str, bytes], digests: Mapping[str, str], manifest: bytes
     ) -> None:
         """Publish one version under the key's lock; the version before it stays for readers that hold its manifest."""
-        try:
-            previous = json.loads((home / MANIFEST).read_bytes())["version"]
-        except (OSError, ValueError, KeyError):
-            previous = None
+        _sweep(home, lambda name: bool(_TEMPORARY.fullmatch(name)))  # of processes that died: the lock is held here
+        previous = _current_version(home)
         target = home / version
-        if not _intact(target, digests):
-            temporary = home / f".{version}-{uuid.uuid4().hex}"
-            temporary.mkdir()
-            try:
-                for name, data in files.items():
-                    _write_synced(temporary / name, data)
-                _sync_folder(temporary)
-                if target.exists():
-                    target.rename(home / f".torn-{uuid.uuid4().hex}")
-                temporary.rename(target)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
-        write_atomic(home / MANIFEST, dump_json(manifest))
-        for stale in home.iterdir():
-            if stale.is_dir() and stale.name not in (version, previous):
-                shutil.rmtree(stale, ignore_errors=True)
+        made = False
+        try:
+            if not _intact(target, digests):
+                temporary, torn = (home / f".{name}-{uuid.uuid4().hex}" for name in (version, "torn"))
+                try:
+                    temporary.mkdir()
+                    for name, data in files.items():
+                        _write_synced(temporary / name, data)
+                    _sync_folder(temporary)
+                    if os.path.lexists(target):
+                        target.rename(torn)
+                    temporary.rename(target)
+                    made = True
+                    _sync_folder(home)
+                finally:
+                    shutil.rmtree(temporary, ignore_errors=True)
+                    shutil.rmtree(torn, ignore_errors=True)
+            write_atomic(home / MANIFEST, manifest)
+        except OSError:
+            if made and _current_version(home) != version:
+                shutil.rmtree(target, ignore_errors=True)
+            raise
+        if version != previous:  # equal bytes replace nothing: the version before them still has its readers
+            _sweep(home, lambda name: bool(_VERSION.fullmatch(name)) and name not in (version, previous))
 
     def load(self, asset: str, key: str) -> Artifact:
-        """Handle of `asset[key]`; raise MissingInputError when it was never published, ArtifactError when torn."""
-        path = self.root / asset / key / MANIFEST
+        """Handle of `asset[key]`; raise MissingInputError when it was never published, ArtifactError when torn or forged."""
+        home = self._home(asset, key)
+        path = home / MANIFEST
         try:
-            manifest = json.loads(path.read_bytes())
+            manifest = json_object(_read_plain(path), str(path))
         except FileNotFoundError:
             raise MissingInputError(
                 f"{asset} has no partition {key}",
-                where=str(path.parent),
+                where=str(home),
                 remedy=f"dagster asset materialize --select {asset} --partition {key}",
             ) from None
-        except (OSError, ValueError) as error:
+        except (OSError, MemoryError, ArtifactError) as error:
             raise ArtifactError(
                 f"manifest of {asset}[{key}] cannot be read: {error}", where=str(path), remedy="materialize it again"
             ) from error
-        return Artifact(
-            asset=asset,
-            key=key,
-            folder=path.parent / manifest["version"],
-            sha256=manifest["sha256"],
-            files=manifest["files"],
-            inputs=manifest["inputs"],
-            metadata=manifest["metadata"],
-            provenance=manifest["provenance"],
-        )
+        return _described(asset, key, home, manifest)
+
+    def _home(self, asset: str, key: str) -> Path:
+        for part in (asset, key):
+            if not _NAME.fullmatch(part):
+                raise ArtifactError(f"{part[:80]!r} cannot name an artifact", expected="letters, digits and _ - . =")
+        return self.root / asset / key
 
     def exists(self, asset: str, key: str) -> bool:
-        """True when `asset[key]` was published."""
-        return (self.root / asset / key / MANIFEST).is_file()
+        """True when `asset[key]` was published; raise ArtifactError when that cannot be told."""
+        path = self._home(asset, key) / MANIFEST
+        try:
+            return path.is_file()
+        except OSError as error:
+            raise ArtifactError(
+                f"cannot look for {asset}[{key}]: {error.strerror}",
+                where=str(path),
+                remedy="mend its permissions or disk",
+            ) from error
 
     def keys(self, asset: str) -> list[str]:
         """Published keys of an asset, sorted."""
@@ -204,6 +245,15 @@ def content_hash(files: Mapping[str, bytes]) -> str:
                 data = dump_json(parsed)
         digest.update(name.encode() + b"\0" + hashlib.sha256(data).digest())
     return digest.hexdigest()
+
+
+def json_object(data: bytes, where: str) -> dict[str, Any]:
+    """A JSON object; raise ArtifactError on anything else, repeated keys, numbers that are not finite or endless nesting."""
+    with refusing(ArtifactError, "not the JSON that was published", where=where, remedy="materialize it again"):
+        parsed = json.loads(data, object_pairs_hook=_distinct, parse_constant=_finite, parse_float=_finite)
+        if not isinstance(parsed, dict):
+            raise ValueError(f"{type(parsed).__name__} where an object should be")
+        return parsed
 
 
 def dump_json(value: Any) -> bytes:
@@ -244,29 +294,127 @@ def write_atomic(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold an exclusive advisory lock; the kernel drops it when the process dies."""
-    with path.open("w") as f:
-        fcntl.flock(f, fcntl.LOCK_EX)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(descriptor)
+
+
+def _described(asset: str, key: str, home: Path, manifest: Mapping[str, Any]) -> Artifact:
+    """Handle of what a manifest says, once every field is what `publish` writes."""
+    files, version = manifest.get("files"), manifest.get("version")
+    texts = all(isinstance(v, str) for part in ("files", "inputs") for v in _values(manifest.get(part)))
+    fault = None
+    if (manifest.get("asset"), manifest.get("key")) != (asset, key):
+        fault = "belongs to another partition"
+    elif not all(isinstance(manifest.get(k), dict) for k in ("files", "inputs", "metadata", "provenance")) or not texts:
+        fault = "lacks fields or has them of another type"
+    elif not files or not all(_NAME.fullmatch(n) and _SHA256.fullmatch(d) for n, d in files.items()):
+        fault = "names files or hashes that no publication has"
+    elif not isinstance(version, str) or version != _version(files):
+        fault = "points at a version that is not made of its files"
+    elif not isinstance(manifest.get("sha256"), str) or not _SHA256.fullmatch(manifest["sha256"]):
+        fault = "has no content hash"
+    if fault:
+        raise ArtifactError(
+            f"manifest of {asset}[{key}] {fault}",
+            where=str(home / MANIFEST),
+            expected="a manifest as it was published",
+            remedy=f"materialize {asset} [{key}] again",
+        )
+    return Artifact(
+        asset=asset,
+        key=key,
+        folder=home / str(version),
+        sha256=manifest["sha256"],
+        files=manifest["files"],
+        inputs=manifest["inputs"],
+        metadata=manifest["metadata"],
+        provenance=manifest["provenance"],
+    )
+
+
+def _values(part: Any) -> Iterable[Any]:
+    return part.values() if isinstance(part, dict) else ()
+
+
+def _version(digests: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(dict(sorted(digests.items()))).encode()).hexdigest()[:16]
+
+
+def _current_version(home: Path) -> str | None:
+    """Version that a key's manifest names; None without a manifest that can be read."""
+    with suppress(OSError, ArtifactError):
+        version = json_object(_read_plain(home / MANIFEST), "").get("version")
+        return version if isinstance(version, str) else None
+    return None
+
+
+def _sweep(home: Path, stale: Callable[[str], bool]) -> None:
+    """Delete what has a stale name; what cannot be deleted now is swept the next time."""
+    with suppress(OSError):
+        for path in home.iterdir():
+            if stale(path.name):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink()
 
 
 def _intact(folder: Path, digests: Mapping[str, str]) -> bool:
-    return all((folder / n).is_file() and file_sha256(folder / n) == d for n, d in digests.items())
+    try:
+        return not folder.is_symlink() and all(
+            hashlib.sha256(_read_plain(folder / n)).hexdigest() == d for n, d in digests.items()
+        )
+    except OSError:
+        return False
+
+
+def _read_plain(path: Path) -> bytes:
+    """Bytes of a regular file; raise OSError for links, devices, pipes and files larger than any artifact."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a plain file")
+        if status.st_size > MAX_FILE_BYTES:
+            raise OSError(errno.EFBIG, f"{status.st_size} bytes are more than any artifact has")
+        pieces = []
+        while piece := os.read(descriptor, max(status.st_size, 1 << 16)):
+            pieces.append(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    finally:
+        os.close(descriptor)
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key is repeated")
+    return found
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not a finite number")
+    return value
 
 
 def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as f:
-        f.write(data)
-        f.flush()
-        os.fsync(f.fileno())
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _sync_folder(path: Path) -> None:

@@ -1,6 +1,5 @@
 """sequence_dataset, split_manifest: what models learn from, and which sessions they may."""
 
-import io
 from typing import Any
 
 import dagster as dg
@@ -18,6 +17,7 @@ from spymaster_assets.evaluation import plots
 from spymaster_assets.partitions import all_sessions, calendar_of
 from spymaster_assets.resources import ArtifactRoot
 from spymaster_assets.settings import Settings, fingerprint
+from spymaster_assets.signals.levels import CONTEXT_SCHEMA
 from spymaster_assets.store import Artifact, ArtifactStore, dump_json
 
 SEQUENCE_ROLES = ("context", "feature")
@@ -46,7 +46,7 @@ def dataset_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChe
         def make(key: str) -> Made:
             signals, signal_artifact = read_signals(artifacts.store, key)
             level_artifact = artifacts.store.load("levels", key)
-            minute = pl.read_parquet(io.BytesIO(level_artifact.read("context.parquet")))
+            minute = level_artifact.frame("context.parquet", CONTEXT_SCHEMA)
             arrays = build_sequences(signals.frame, minute, contract, settings.sequence, settings.label.primary_delay)
             artifact = artifacts.store.publish(
                 "sequence_dataset",

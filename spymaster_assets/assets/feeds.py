@@ -18,6 +18,7 @@ from spymaster_assets.market.bars import session_bars
 from spymaster_assets.market.basis import SpotBasis, identity_basis, measured_basis
 from spymaster_assets.market.book import BookSnapshots, book_from_parquet, book_to_parquet
 from spymaster_assets.market.calendar import Session
+from spymaster_assets.market.dbn import file_sha256
 from spymaster_assets.market.feeds import (
     book_files,
     load_book,
@@ -36,7 +37,7 @@ from spymaster_assets.resources import ArtifactRoot, MarketSource
 from spymaster_assets.settings import OptionSettings, Settings, fingerprint
 from spymaster_assets.signals.context import SessionBars
 from spymaster_assets.signals.options import OptionFeed, flow_from_parquet, flow_to_parquet, option_flow
-from spymaster_assets.store import Artifact, ArtifactStore, dump_json, file_sha256
+from spymaster_assets.store import Artifact, ArtifactStore, dump_json
 
 BOOK, FLOW, INTEREST, BASIS, ABOUT = (
     "book.parquet",
@@ -251,14 +252,14 @@ def read_book(store: ArtifactStore, key: str) -> tuple[BookSnapshots | None, str
     """Book of a session, None when the feed is missing, and the artifact's hash."""
     artifact = store.load("book_snapshots", key)
     present = artifact.json(ABOUT)["present"]
-    return (book_from_parquet(artifact.read(BOOK)) if present else None), artifact.sha256
+    return (book_from_parquet(artifact.read(BOOK), str(artifact.path(BOOK))) if present else None), artifact.sha256
 
 
 def read_basis(store: ArtifactStore, key: str) -> tuple[SpotBasis, str]:
     """Basis of a session and the artifact's hash."""
     artifact = store.load("spot_basis", key)
     about = artifact.json(ABOUT)
-    frame = pl.read_parquet(io.BytesIO(artifact.read(BASIS)))
+    frame = artifact.frame(BASIS, {"known_ns": pl.Int64(), "ratio": pl.Float64()}, ())
     basis = SpotBasis(about["source"], frame["known_ns"].to_numpy(), frame["ratio"].to_numpy(), about["fallback"])
     return basis, artifact.sha256
 
@@ -274,7 +275,7 @@ def read_options(store: ArtifactStore, key: str, profile: Instrument) -> tuple[O
     if basis.source == "fallback":  # a guessed ratio would put every strike at a wrong price: better no option columns
         return None, artifact.sha256
     feed = OptionFeed(
-        flow_from_parquet(artifact.read(FLOW)),
+        flow_from_parquet(artifact.read(FLOW), str(artifact.path(FLOW))),
         about["root"],
         about["from_ns"],
         about["until_ns"],
@@ -288,8 +289,9 @@ def read_options(store: ArtifactStore, key: str, profile: Instrument) -> tuple[O
 def _interest(artifact: Artifact) -> OpenInterest | None:
     if INTEREST not in artifact.files:
         return None
-    frame = pl.read_parquet(io.BytesIO(artifact.read(INTEREST)))
-    return OpenInterest(*(frame[c].to_numpy() for c in ("strike_e9", "is_call", "contracts")))
+    schema = {"strike_e9": pl.Int64(), "is_call": pl.Boolean(), "contracts": pl.Int64()}
+    frame = artifact.frame(INTEREST, schema, ())
+    return OpenInterest(*(frame[c].to_numpy() for c in schema))
 
 
 def _underlying(

@@ -9,7 +9,7 @@ import polars as pl
 from spymaster_assets.assets.common import Made, each_partition
 from spymaster_assets.assets.windows import session_partitions
 from spymaster_assets.errors import MissingInputError
-from spymaster_assets.market.bars import session_bars
+from spymaster_assets.market.bars import BAR_SCHEMA, session_bars
 from spymaster_assets.market.files import (
     FRONT_SESSIONS,
     FileEntry,
@@ -199,7 +199,7 @@ def previous_registration(
 def read_bars(store: ArtifactStore, key: str) -> tuple[pl.DataFrame, Artifact]:
     """Bars of one session and their artifact."""
     artifact = store.load("ohlcv_bars", key)
-    return pl.read_parquet(io.BytesIO(artifact.read(f"bars_{key}.parquet"))), artifact
+    return artifact.frame(f"bars_{key}.parquet", BAR_SCHEMA), artifact
 
 
 def bar_faults(bars: pl.DataFrame) -> list[str]:

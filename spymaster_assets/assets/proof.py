@@ -253,7 +253,7 @@ def report_data(
     """Everything that the HTML report shows, from stored artifacts."""
     calendar = calendar_of(settings.symbol)
     reports = [store.load("calibration_report", k) for k in folds]
-    outcomes = pl.concat([pl.read_parquet(io.BytesIO(r.read("predictions.parquet"))) for r in reports])
+    outcomes = pl.concat([r.frame("predictions.parquet") for r in reports])
     pooled = judge(outcomes)
     per_fold = [r.json("calibration.json") for r in reports]
     splits = [read_split(store, k)[0].to_json() for k in folds]

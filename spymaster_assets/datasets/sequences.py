@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from spymaster_assets.contract import Contract
 from spymaster_assets.datasets.matrix import encode
-from spymaster_assets.errors import ArtifactError, ContractError
+from spymaster_assets.errors import ArtifactError, ContractError, refusing
 from spymaster_assets.settings import MINUTE_NS, SequenceSettings
 
 KEYS: dict[str, tuple[str, int]] = {
@@ -28,6 +29,8 @@ KEYS: dict[str, tuple[str, int]] = {
     "static_feature_names": ("U", 1),
 }
 """Keys of a sequence dataset with dtype and number of dimensions."""
+MAX_NPZ_RATIO, MIN_NPZ_BYTES = 256, 64 << 20
+"""An npz may unpack to this many times its size, or to this many bytes; more is refused before anything is unpacked."""
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 
 
@@ -115,21 +118,42 @@ def to_npz_bytes(arrays: Mapping[str, NDArray[Any]]) -> bytes:
 
 def npz_arrays(data: bytes, where: str, keys: Mapping[str, tuple[str, int]]) -> dict[str, NDArray[Any]]:
     """Arrays of npz bytes, never unpickled; raise ArtifactError unless keys, dtypes and dimensions are those of `keys`."""
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except Exception as error:  # zipfile, zlib and numpy raise many kinds
-        raise ArtifactError(f"not a readable npz: {error}", where=where, remedy="materialize it again") from error
-    if set(arrays) != set(keys):
-        raise ArtifactError(f"npz keys are {sorted(arrays)}", where=where, expected=f"{sorted(keys)}")
-    for name, (dtype, dimensions) in keys.items():
-        array = arrays[name]
-        right = array.dtype.kind == "U" if dtype == "U" else array.dtype == np.dtype(dtype)
-        if not right or array.ndim != dimensions:
+    with (
+        refusing(ArtifactError, "not a readable npz", where=where, remedy="materialize it again"),
+        zipfile.ZipFile(io.BytesIO(data)) as archive,
+    ):
+        members = {m.filename: m for m in archive.infolist()}
+        if sorted(members) != sorted(f"{k}.npy" for k in keys) or len(archive.infolist()) != len(keys):
+            names = ", ".join(sorted(members))[:300]
+            raise ArtifactError(f"npz keys are {names}", where=where, expected=", ".join(sorted(keys)))
+        if sum(m.file_size for m in members.values()) > max(MAX_NPZ_RATIO * len(data), MIN_NPZ_BYTES):
+            raise ValueError("it unpacks to more than any dataset has")
+        return {k: _read_array(archive, members[f"{k}.npy"], k, *keys[k], where) for k in keys}
+
+
+def _read_array(
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, dtype: str, dimensions: int, where: str
+) -> NDArray[Any]:
+    """One array of an npz; its header is held against what is expected and against the member's size before it takes memory."""
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{name} is packed by method {member.compress_type}")
+    with archive.open(member) as f:
+        version = np.lib.format.read_magic(f)
+        if version != (1, 0):
+            raise ValueError(f"{name} is of npy version {version}")
+        shape, fortran_order, found = np.lib.format.read_array_header_1_0(f)
+        right = found.kind == "U" if dtype == "U" else found == np.dtype(dtype)
+        if not right or len(shape) != dimensions or fortran_order:
             raise ArtifactError(
-                f"{name} is {array.dtype} with {array.ndim} dimensions", where=where, expected=f"{dtype}, {dimensions}"
+                f"{name} is {found} with {len(shape)} dimensions", where=where, expected=f"{dtype}, {dimensions}"
             )
-    return arrays
+        size = math.prod(shape) * found.itemsize
+        if min(shape) < 0 or size != member.file_size - f.tell():
+            raise ValueError(f"{name} claims the shape {shape} in {member.file_size} bytes")
+        data = f.read()  # to the end, so that the checksum is verified
+    if len(data) != size:
+        raise ValueError(f"{name} holds {len(data)} of {size} bytes")
+    return np.frombuffer(bytearray(data), found).reshape(shape)
 
 
 def from_npz_bytes(data: bytes, where: str = "sequence dataset") -> dict[str, NDArray[Any]]:

@@ -15,7 +15,7 @@ import polars as pl
 from numba import njit
 from numpy.typing import NDArray
 
-from spymaster_assets.errors import MarketDataError
+from spymaster_assets.errors import ArtifactError, MarketDataError, refusing
 from spymaster_assets.market.dbn import (
     BOOK_SCHEMAS,
     CHUNK_RECORDS,
@@ -26,6 +26,7 @@ from spymaster_assets.market.dbn import (
     read_header,
     stream_records,
 )
+from spymaster_assets.tables import read_parquet, require_schema
 
 BUCKET_MS = 250
 """Default length of a bucket: the last book of each is kept (level-touch rules, docs/method.md)."""
@@ -127,14 +128,24 @@ def book_to_parquet(book: BookSnapshots) -> bytes:
     return buffer.getvalue()
 
 
-def book_from_parquet(data: bytes) -> BookSnapshots:
-    """Inverse of `book_to_parquet`."""
-    about = json.loads(pl.read_parquet_metadata(io.BytesIO(data))["book"])
-    frame = pl.read_parquet(io.BytesIO(data))
+def book_from_parquet(data: bytes, where: str = "book") -> BookSnapshots:
+    """Inverse of `book_to_parquet`; raise ArtifactError when the bytes are damaged or are no book."""
+    frame, metadata = read_parquet(data, where)
+    with refusing(ArtifactError, "no book as it was written", where=where, remedy="materialize book_snapshots again"):
+        about = json.loads(metadata["book"])
+        levels, bucket_ns = int(about["levels"]), int(about["bucket_ns"])
+        counts = tuple(BookCounts(**c) for c in about["counts"])
+        if levels not in (1, 10) or bucket_ns < 1:
+            raise ValueError(f"{levels} levels, buckets of {bucket_ns} ns")
+    names = [
+        f"{side}_{part}_{level:02}" for side in ("bid", "ask") for level in range(levels) for part in ("px_e9", "sz")
+    ]
+    prices = [n for n in names if "_px_" in n]
+    require_schema(frame, dict.fromkeys(["ts_ns", *names], pl.Int64()), where, prices)
 
     def side(name: str, empty: int) -> NDArray[np.int64]:
-        chosen = frame.select(pl.col(f"^{name}_.*$").fill_null(empty).cast(pl.Int64))
-        return np.ascontiguousarray(chosen.to_numpy()).reshape(frame.height, about["levels"])
+        chosen = frame.select(pl.col(f"^{name}_.*$").fill_null(empty))
+        return np.ascontiguousarray(chosen.to_numpy()).reshape(frame.height, levels)
 
     return BookSnapshots(
         frame["ts_ns"].to_numpy(),
@@ -142,8 +153,8 @@ def book_from_parquet(data: bytes) -> BookSnapshots:
         side("bid_sz", 0),
         side("ask_px_e9", UNDEFINED_PRICE),
         side("ask_sz", 0),
-        tuple(BookCounts(**c) for c in about["counts"]),
-        about["bucket_ns"],
+        counts,
+        bucket_ns,
     )
 
 

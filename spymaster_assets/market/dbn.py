@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from spymaster_assets.errors import MarketDataError
+from spymaster_assets.errors import MarketDataError, refusing
 
 TRADE_DTYPE = np.dtype(
     [
@@ -80,6 +81,7 @@ _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _SKIPPABLE_MAGIC = range(0x184D2A50, 0x184D2A60)
 _MAX_BLOCK = 128 << 10
 _GROWTH = 8 << 20
+_ALWAYS_ALLOWED, _MAX_RATIO = 1 << 28, 256
 _FRAME_HEADER = 18
 _MIN_HEADER, _MAX_HEADER = 120, 1 << 28
 CHUNK_RECORDS = 4096
@@ -178,6 +180,12 @@ def stream_records(
             raise _short(path, header.data_offset + done, total)
 
 
+def file_sha256(path: Path) -> str:
+    """SHA-256 of an input file's bytes; raise MarketDataError when it cannot be read."""
+    with _typed(path), path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
 def time_field(schema: str) -> str:
     """Field that orders a schema's records: start time of bars, receive time of all others."""
     return "ts_event" if schema.startswith("ohlcv") else "ts_recv"
@@ -263,6 +271,9 @@ def _decompress(path: Path, raw: bytes) -> NDArray[np.uint8]:
     sizes = list(_frame_sizes(path, len(raw), lambda at, n: raw[at : at + n]))
     total = sum(s for s in sizes if s is not None)
     exact = None not in sizes
+    limit = max(_ALWAYS_ALLOWED, _MAX_RATIO * len(raw))
+    if total > limit:
+        raise _bomb(path, total, limit)
     out = np.empty(total if exact else max(_GROWTH, 8 * len(raw)), np.uint8)
     filled = 0
     with zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as reader:
@@ -270,10 +281,21 @@ def _decompress(path: Path, raw: bytes) -> NDArray[np.uint8]:
             filled += _fill(reader, out.data[filled:])
             if exact or filled < len(out):
                 break
+            if filled > limit:
+                raise _bomb(path, filled, limit)
             out = np.resize(out, 2 * len(out))
     if exact and filled != total:
         raise _short(path, filled, total)
     return out[:filled]
+
+
+def _bomb(path: Path, size: int, limit: int) -> MarketDataError:
+    return MarketDataError(
+        f"decompresses to {size} bytes or more, which no market data does",
+        where=str(path),
+        expected=f"at most {limit} bytes",
+        remedy=_REMEDY,
+    )
 
 
 def _fill(reader: Any, view: memoryview) -> int:
@@ -422,17 +444,18 @@ def _refuse_disorder(path: Path, records: NDArray[np.void], header: DbnHeader) -
 def _typed(path: Path) -> Iterator[None]:
     """Turn whatever a decoder raises, a Rust panic included, into one MarketDataError."""
     try:
-        yield
-    except MarketDataError:
-        raise
-    except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
-        raise
-    except FileNotFoundError:
-        raise MarketDataError("no such file", where=str(path), remedy="check SPYMASTER_DBN_DIR") from None
-    except BaseException as error:  # a pyo3 PanicException is no Exception
-        raise MarketDataError(
-            f"cannot be decoded: {type(error).__name__}: {error}",
+        with refusing(
+            MarketDataError,
+            "cannot be decoded",
             where=str(path),
             expected="a whole DBN file",
             remedy=_REMEDY,
+            but=(OSError,),
+        ):
+            yield
+    except FileNotFoundError:
+        raise MarketDataError("no such file", where=str(path), remedy="check SPYMASTER_DBN_DIR") from None
+    except OSError as error:
+        raise MarketDataError(
+            f"cannot be read: {error.strerror or error}", where=str(path), remedy="mend its permissions or disk"
         ) from error

@@ -7,19 +7,26 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
 from itertools import combinations
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spymaster_assets.errors import MarketDataError, MissingInputError
+from spymaster_assets.errors import ArtifactError, MarketDataError, MissingInputError, refusing
 from spymaster_assets.market.calendar import Session, TradingCalendar, full_regular_close_ns
 from spymaster_assets.market.contracts import ContractVolume, Front, choose_front, is_outright
-from spymaster_assets.market.dbn import BAR_SECONDS, SCHEMAS, DbnHeader, read_header, read_records, time_field
+from spymaster_assets.market.dbn import (
+    BAR_SECONDS,
+    SCHEMAS,
+    DbnHeader,
+    file_sha256,
+    read_header,
+    read_records,
+    time_field,
+)
 from spymaster_assets.market.instruments import Instrument
 from spymaster_assets.settings import MINUTE_NS, NS, fingerprint
-from spymaster_assets.store import file_sha256
 
 SIMULATED_MARK = "SIMULATED.json"
 """A folder that holds this file is a simulated market."""
@@ -117,26 +124,26 @@ class SessionFiles:
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> SessionFiles:
-        """Inverse of `to_json`."""
-        return cls(
-            **{
-                **raw,
-                "files": tuple(RegisteredFile(**f) for f in raw["files"]),
-                "missing_regular_minutes": tuple(raw["missing_regular_minutes"]),
-                "contracts": tuple(ContractVolume(**c) for c in raw["contracts"]),
-                "front": Front(**raw["front"]),
-            }
-        )
+        """Inverse of `to_json`; raise ArtifactError when it is none or names a file outside the folder."""
+        with refusing(ArtifactError, "not a registration", where="files.json", remedy="materialize market_files again"):
+            found = cls(
+                **{
+                    **raw,
+                    "files": tuple(RegisteredFile(**f) for f in raw["files"]),
+                    "missing_regular_minutes": tuple(raw["missing_regular_minutes"]),
+                    "contracts": tuple(ContractVolume(**c) for c in raw["contracts"]),
+                    "front": Front(**raw["front"]),
+                }
+            )
+            for file in found.files:
+                name = PurePosixPath(file.name)
+                if name.is_absolute() or ".." in name.parts or "\0" in file.name or not file.name.endswith(SUFFIXES):
+                    raise ValueError(f"{file.name[:80]!r} is no DBN file of the folder")
+            return found
 
 
 def scan_folder(dbn_dir: Path) -> tuple[FileEntry, ...]:
     """Headers of every DBN file below a folder, sorted by name; raise MissingInputError when the folder does not exist."""
-    if not dbn_dir.is_dir():
-        raise MissingInputError(
-            "the folder of DBN files does not exist",
-            where=str(dbn_dir),
-            remedy="set SPYMASTER_DBN_DIR or run `make demo`",
-        )
     # size and time are taken before the header is read: a file that changes meanwhile must not look unchanged
     return tuple(
         FileEntry(p.relative_to(dbn_dir).as_posix(), read_header(p), s.st_size, s.st_mtime_ns)
@@ -151,7 +158,25 @@ def scan_flat(dbn_dir: Path) -> tuple[FlatFile, ...]:
 
 
 def _files(folder: Path, suffixes: tuple[str, ...]) -> list[tuple[Path, os.stat_result]]:
-    return [(p, p.stat()) for p in sorted(folder.rglob("*")) if p.name.endswith(suffixes) and p.is_file()]
+    """Files below a folder by name; raise MissingInputError when it does not exist, MarketDataError when it cannot be read."""
+    paths: list[Path] = []
+    # rglob would leave out a folder that cannot be read without a word
+    with refusing(
+        MarketDataError,
+        "the folder cannot be read",
+        where=str(folder),
+        remedy="mend its permissions or disk",
+        but=(MissingInputError,),
+    ):
+        if not folder.is_dir():
+            raise MissingInputError(
+                "the folder of DBN files does not exist",
+                where=str(folder),
+                remedy="set SPYMASTER_DBN_DIR or run `make demo`",
+            )
+        for below, _, names in os.walk(folder, onerror=_raise):
+            paths += [p for n in names if n.endswith(suffixes) and (p := Path(below, n)).is_file()]
+        return [(p, p.stat()) for p in sorted(paths)]
 
 
 def session_inputs(
@@ -200,6 +225,10 @@ def recorded_sessions(
             if np.isin(_inside(records, entry.header.schema, session)["instrument_id"], outrights).any():
                 found.add(session.key)
     return sorted(found)
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def covers(entries: Sequence[FileEntry], session: Session, instrument: Instrument) -> bool:
@@ -336,10 +365,12 @@ def _inside(records: NDArray[np.void], schema: str, session: Session) -> NDArray
 
 def _registered(entry: FileEntry, count: int, inside: NDArray[np.void], schema: str) -> RegisteredFile:
     times = inside[time_field(schema)]
+    with refusing(MarketDataError, "cannot be read", where=str(entry.path), remedy="mend its permissions or disk"):
+        size_bytes = entry.path.stat().st_size
     return RegisteredFile(
         name=entry.name,
         sha256=file_sha256(entry.path),
-        size_bytes=entry.path.stat().st_size,
+        size_bytes=size_bytes,
         dataset=entry.header.dataset,
         schema=schema,
         version=entry.header.version,

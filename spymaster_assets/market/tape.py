@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +11,9 @@ from numpy.typing import NDArray
 
 from spymaster_assets.errors import MarketDataError
 from spymaster_assets.market.calendar import Session
-from spymaster_assets.market.dbn import BAR_SECONDS, read_records, time_field
+from spymaster_assets.market.dbn import BAR_SECONDS, file_sha256, read_records, time_field
 from spymaster_assets.market.files import SessionFiles
 from spymaster_assets.settings import NS
-from spymaster_assets.store import file_sha256
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,10 @@ def load_session_records(
     parts = []
     for file in registration.files:
         path = dbn_dir / file.name
-        if not path.is_file() or file_sha256(path) != file.sha256:
+        there = os.path.lexists(path)
+        if not there or file_sha256(path) != file.sha256:
             raise MarketDataError(
-                f"{file.name} {'changed' if path.is_file() else 'vanished'} since it was registered",
+                f"{file.name} {'changed' if there else 'vanished'} since it was registered",
                 where=str(path),
                 expected=f"SHA-256 {file.sha256}",
                 remedy=f"dagster asset materialize --select market_files --partition {registration.session}",

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import json
+import pickletools
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
@@ -19,13 +21,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PatchTSTConfig, PatchTSTModel
 
-from spymaster_assets.errors import ModelError
+from spymaster_assets.errors import ModelError, refusing
 from spymaster_assets.evaluation.baselines import logistic_probabilities
 from spymaster_assets.evaluation.metrics import binary_metrics, regression_metrics
 from spymaster_assets.models.base import FitReport, Model, SequenceData, prediction_frame, require_sequence_features
 from spymaster_assets.models.registry import register
-from spymaster_assets.settings import PatchTSTSettings
-from spymaster_assets.store import dump_json
+from spymaster_assets.settings import PatchTSTSettings, settings_from
+from spymaster_assets.store import dump_json, json_object
 
 CHECKPOINT, METADATA = "patchtst_multitask.pt", "run_metadata.json"
 _SMALL = 1e-6
@@ -221,23 +223,25 @@ class PatchTST(Model):
     @classmethod
     def load(cls, files: Mapping[str, bytes]) -> PatchTST:
         """Rebuild from `save` files without unpickling; raise ModelError on damage or shapes that do not fit."""
-        try:
-            meta = json.loads(files[METADATA])
-            content = torch.load(io.BytesIO(files[CHECKPOINT]), weights_only=True, map_location="cpu")
-            model = cls(PatchTSTSettings(**content["settings"]))
+        with refusing(
+            ModelError,
+            "the PatchTST checkpoint cannot be read",
+            where=CHECKPOINT,
+            remedy="materialize patchtst_model again",
+        ):
+            meta = json_object(files[METADATA], METADATA)
+            content = _read_checkpoint(files[CHECKPOINT])
+            model = cls(settings_from(PatchTSTSettings, content["settings"]))
             model.meta = {k: meta[k] for k in _META}
             model.first_test_decision_ns = int(meta["first_test_decision_ns"])
             require_sequence_features(content["channel_names"], content["static_names"])
             model.context = {k: v for k, v in meta.items() if k not in _META}
             model.scaler = Scaler(**content["scaler"])
-            channels, statics = len(content["channel_names"]), len(content["static_names"])
-            model.network = Network(content["steps"], channels, 2 * statics, model.settings)
+            shape = (content["steps"], len(content["channel_names"]), 2 * len(content["static_names"]), model.settings)
+            _refuse_other_shapes(content, *shape)
+            model.network = Network(*shape)
             model.network.load_state_dict(content["state"])
             model.network.eval()
-        except Exception as error:  # torch raises many kinds on damaged bytes
-            raise ModelError(
-                f"the PatchTST checkpoint cannot be read: {error}", remedy="materialize patchtst_model again"
-            ) from error
         if (
             content["channel_names"] != meta["seq_feature_names"]
             or content["static_names"] != meta["static_feature_names"]
@@ -356,6 +360,65 @@ class PatchTST(Model):
         }
 
 
+def _read_checkpoint(data: bytes) -> dict[str, Any]:
+    """Content of a checkpoint: the archive, its opcodes and its tensors are judged before torch or a network trusts them."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        names = [m.filename for m in archive.infolist()]
+        stored = all(m.compress_type == zipfile.ZIP_STORED and m.flag_bits & 1 == 0 for m in archive.infolist())
+        if len(set(names)) != len(names) or not stored or sum(m.file_size for m in archive.infolist()) > len(data):
+            raise ValueError("an archive with repeated, packed or overlapping members")
+        if sum(name.endswith("data.pkl") for name in names) != 1:
+            raise ValueError("not one data.pkl")
+        program = archive.read(next(name for name in names if name.endswith("data.pkl")))
+    for opcode, argument, _ in pickletools.genops(program):
+        if opcode.name not in _OPCODES.split() or (opcode.name == "GLOBAL" and argument not in _GLOBALS):
+            raise ValueError(f"{opcode.name} {argument} has no place in a checkpoint")
+    content = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+    tensors = [*content["state"].values(), *content["scaler"].values()]
+    if not all(type(t) is Tensor and t.is_contiguous() and t.layout == torch.strided for t in tensors):
+        raise ValueError("a tensor that is not plain")
+    if sum(t.numel() * t.element_size() for t in tensors) > len(data):
+        raise ValueError("tensors that are larger than the file")
+    if not all(bool(torch.isfinite(t).all()) for t in tensors):
+        raise ValueError("a tensor that is not finite")
+    for part in ("channel_names", "static_names"):
+        if not isinstance(content[part], list) or not all(isinstance(name, str) for name in content[part]):
+            raise ValueError(f"{part} is no list of names")
+    return dict(content)
+
+
+def _refuse_other_shapes(
+    content: Mapping[str, Any], steps: int, channels: int, statics: int, settings: PatchTSTSettings
+) -> None:
+    """Raise ValueError unless the stored tensors are those of the network that the settings describe, before it takes memory."""
+    sizes = (steps, *(v for v in vars(settings).values() if type(v) is int))
+    if type(steps) is not int or not all(0 <= v <= _MAX_SIZE for v in sizes) or settings.layers > len(content["state"]):
+        raise ValueError("sizes that no network here has")
+    if not 1 <= settings.patch_length <= steps or settings.patch_stride < 1 or settings.heads < 1:
+        raise ValueError("patches that do not fit the window")
+    with torch.device("meta"):
+        wanted = {k: (v.shape, v.dtype) for k, v in Network(steps, channels, statics, settings).state_dict().items()}
+    if {k: (v.shape, v.dtype) for k, v in content["state"].items()} != wanted:
+        raise ValueError("other tensors than the settings describe")
+    scaler = {"channel": channels, "static": statics // 2}
+    for name, tensor in content["scaler"].items():
+        shape = () if name == "strength_scale" else (scaler[name.split("_")[0]],)
+        if tensor.dtype != torch.float32 or tensor.shape != shape:
+            raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}")
+        if name.endswith("_scale") and not bool((tensor > 0).all()):
+            raise ValueError(f"{name} is not positive")
+
+
+_MAX_SIZE = 1 << 20
+_GLOBALS = frozenset(
+    {"torch._utils _rebuild_tensor_v2", "torch FloatStorage", "torch LongStorage", "collections OrderedDict"}
+)
+_OPCODES = (
+    "APPEND APPENDS BINFLOAT BINGET BININT BININT1 BININT2 BINPERSID BINPUT BINUNICODE EMPTY_DICT EMPTY_LIST "
+    "EMPTY_TUPLE GLOBAL LONG1 LONG_BINGET LONG_BINPUT MARK NEWFALSE NEWTRUE NONE PROTO REDUCE SETITEM SETITEMS "
+    "STOP TUPLE TUPLE1 TUPLE2 TUPLE3"
+)
+"""What torch.save writes for tensors, names and numbers."""
 _META = (
     "steps",
     "seq_feature_names",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
@@ -15,13 +14,14 @@ from numpy.typing import NDArray
 
 from spymaster_assets.contract import Column, Contract, decision_after_s, load_contract
 from spymaster_assets.datasets.matrix import CLASSIFIERS, HEADS, encode, feature_matrix, labelled_rows, target
-from spymaster_assets.errors import ContractError, ModelError
+from spymaster_assets.errors import ModelError, refusing
 from spymaster_assets.evaluation.baselines import logistic_probabilities
 from spymaster_assets.evaluation.metrics import auc, binary_metrics, regression_metrics, session_bootstrap
 from spymaster_assets.models.base import FitReport, Model, prediction_frame
 from spymaster_assets.models.registry import register
-from spymaster_assets.settings import DELAYS_S, TreeSettings
-from spymaster_assets.store import dump_json
+from spymaster_assets.models.ubj import check_ubj
+from spymaster_assets.settings import DELAYS_S, TreeSettings, settings_from
+from spymaster_assets.store import dump_json, json_object
 
 METADATA = "metadata.json"
 _INDEX = ("settings", "bundles", "skipped", "first_test_decision_ns")
@@ -35,12 +35,6 @@ class Bundle:
     model: bytes
     meta: dict[str, Any]
 
-    def __post_init__(self) -> None:
-        """Raise ContractError when the head reads a label, or a column that is not known at its decision."""
-        load_contract().require_known(
-            self.meta["feature_columns"], decision_after_s(self.meta["stage"], self.meta["delay"])
-        )
-
     @property
     def name(self) -> str:
         """File stem."""
@@ -48,14 +42,18 @@ class Bundle:
 
     def booster(self) -> xgb.Booster:
         """The XGBoost model; its hash is verified before XGBoost sees a byte."""
-        if hashlib.sha256(self.model).hexdigest() != self.meta["model_sha256"]:
-            raise ModelError(
-                f"{self.name}.ubj was altered", expected=f"SHA-256 {self.meta['model_sha256']}", remedy="train it again"
-            )
+        self.require_unaltered()
         booster = xgb.Booster()
         booster.load_model(bytearray(self.model))
         booster.set_param({"nthread": 1})
         return booster
+
+    def require_unaltered(self) -> None:
+        """Raise ModelError unless the model has the hash that its description states."""
+        if hashlib.sha256(self.model).hexdigest() != self.meta["model_sha256"]:
+            raise ModelError(
+                f"{self.name}.ubj was altered", expected=f"SHA-256 {self.meta['model_sha256']}", remedy="train it again"
+            )
 
     def predict(self, frame: pl.DataFrame, contract: Contract) -> NDArray[np.float64]:
         """(n,) probabilities or SPY dollars for signals rows, from the columns that the bundle stores."""
@@ -218,21 +216,36 @@ class BoostedTrees(Model):
 
     @classmethod
     def load(cls, files: Mapping[str, bytes]) -> BoostedTrees:
-        """Rebuild from files; every model's hash is checked before XGBoost reads it."""
-        try:
-            index = json.loads(files[METADATA])
-            plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in index["settings"].items()}
-            model = cls(TreeSettings(**plain), {k: v for k, v in index.items() if k not in _INDEX})
+        """Rebuild from files; hash and structure of every model are checked before XGBoost reads it."""
+        with refusing(
+            ModelError, "tree bundles cannot be read", where=METADATA, remedy="materialize tree_bundles again"
+        ):
+            index = json_object(files[METADATA], METADATA)
+            model = cls(
+                settings_from(TreeSettings, index["settings"]), {k: v for k, v in index.items() if k not in _INDEX}
+            )
             model.first_test_decision_ns = int(index["first_test_decision_ns"])
-            model.bundles = tuple(Bundle(files[f"{n}.ubj"], json.loads(files[f"{n}.json"])) for n in index["bundles"])
-            model.skipped = tuple(index["skipped"])
-        except (KeyError, ValueError, TypeError, ContractError) as error:
-            raise ModelError(
-                f"tree bundles cannot be read: {error!r}", remedy="materialize tree_bundles again"
-            ) from error
+            model.bundles = tuple(_read_bundle(files, name) for name in index["bundles"])
+            model.skipped = tuple(dict(s) for s in index["skipped"])
         for b in model.bundles:
             b.booster()
         return model
+
+
+def _read_bundle(files: Mapping[str, bytes], name: str) -> Bundle:
+    bundle = Bundle(files[f"{name}.ubj"], json_object(files[f"{name}.json"], f"{name}.json"))
+    meta = bundle.meta
+    if bundle.name != name:
+        raise ModelError(f"{name}.json describes {bundle.name[:80]}", remedy="materialize tree_bundles again")
+    for part in ("features", "feature_columns"):
+        if not isinstance(meta[part], list) or not all(isinstance(v, str) for v in meta[part]):
+            raise ModelError(f"{part} of {name}.json is no list of names", remedy="materialize tree_bundles again")
+    if len(str(meta["model_sha256"])) != 64 or not isinstance(meta["contract_sha256"], str):
+        raise ModelError(f"{name}.json lacks its hashes", remedy="materialize tree_bundles again")
+    load_contract().require_known(meta["feature_columns"], decision_after_s(meta["stage"], meta["delay"]))
+    bundle.require_unaltered()
+    check_ubj(bundle.model, meta["features"], f"{name}.ubj")
+    return bundle
 
 
 def _varies(X: NDArray[np.float32]) -> NDArray[np.bool_]:

@@ -10,8 +10,9 @@ from typing import Literal
 
 from spymaster_assets.contract import FEATURES_PATH, load_contract
 from spymaster_assets.errors import ArtifactError, MissingInputError, SpymasterError
+from spymaster_assets.market.dbn import file_sha256
 from spymaster_assets.partitions import MODEL_ASSETS, REPORT_ASSET, SESSION_ASSETS
-from spymaster_assets.store import Artifact, ArtifactStore, content_hash, file_sha256
+from spymaster_assets.store import Artifact, ArtifactStore, content_hash
 
 State = Literal["equal", "stale", "altered", "missing", "changed"]
 FILE, CONTRACT, EXPLANATION = "file", "contract", "explanation"

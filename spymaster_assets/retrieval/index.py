@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +15,9 @@ from spymaster_assets.contract import Contract, decision_after_s, load_contract
 from spymaster_assets.datasets.matrix import encode
 from spymaster_assets.datasets.sequences import npz_arrays, to_npz_bytes
 from spymaster_assets.datasets.splits import SplitManifest, check_decided, check_fold, require_times
-from spymaster_assets.errors import ModelError
-from spymaster_assets.settings import RetrievalSettings
-from spymaster_assets.store import dump_json
+from spymaster_assets.errors import ArtifactError, ModelError, refusing
+from spymaster_assets.settings import RetrievalSettings, settings_from
+from spymaster_assets.store import dump_json, json_object
 
 ARRAYS, INDEX = "retrieval_index.npz", "retrieval_index.json"
 FILTERS = ("kind and direction", "direction", "all")
@@ -170,14 +169,44 @@ class RetrievalIndex:
     @classmethod
     def load(cls, files: Mapping[str, bytes], where: str = "retrieval index") -> RetrievalIndex:
         """Inverse of `save`; raise ArtifactError or ModelError on damage or shapes that do not fit."""
-        arrays = npz_arrays(files[ARRAYS], where, _KEYS)
+        with refusing(
+            ModelError,
+            "not a retrieval index",
+            where=where,
+            remedy="materialize retrieval_index again",
+            but=(ArtifactError,),
+        ):
+            arrays = npz_arrays(files[ARRAYS], where, _KEYS)
+            meta = json_object(files[INDEX], f"{where}, {INDEX}")
         m, f = arrays["X"].shape
         for name in ("kind", "sign", "outcome", "strength", "event_id", "date"):
             if arrays[name].shape != (m,):
                 raise ModelError(f"{name} has shape {arrays[name].shape}", where=where, expected=f"({m},)")
         if arrays["center"].shape != (f,) or arrays["scale"].shape != (f,):
             raise ModelError("the scaler does not fit the columns", where=where, expected=f"({f},)")
-        return cls(**arrays, meta=json.loads(files[INDEX]))
+        _refuse_edited(arrays, meta, where)
+        return cls(**arrays, meta=meta)
+
+
+def _refuse_edited(arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any], where: str) -> None:
+    """Raise ModelError when values or the description are ones that `build_index` cannot have made."""
+    with refusing(ModelError, "the index was edited", where=where, remedy="materialize retrieval_index again"):
+        if not all(np.isfinite(arrays[k]).all() for k in ("X", "center", "scale")) or (arrays["scale"] <= 0).any():
+            raise ValueError("values that are not finite or a scale that is not positive")
+        settings = settings_from(RetrievalSettings, meta["settings"])
+        if not 1 <= settings.k <= max(len(arrays["X"]), 1) or settings.max_per_session < 1:
+            raise ValueError(f"k = {settings.k} of {len(arrays['X'])} rows, {settings.max_per_session} a session")
+        for name in ("columns", "encoded"):
+            if not isinstance(meta[name], list) or not all(isinstance(v, str) for v in meta[name]):
+                raise ValueError(f"{name} is no list of names")
+        kept = meta["kept"]
+        if not isinstance(kept, list) or not all(type(v) is int and 0 <= v < len(meta["encoded"]) for v in kept):
+            raise ValueError("kept names columns that are not there")
+        if sorted(set(kept)) != kept or len(kept) != arrays["X"].shape[1]:
+            raise ValueError(f"{len(kept)} kept columns for {arrays['X'].shape[1]} features")
+        for name in ("delay", "contract_sha256"):
+            if not isinstance(meta[name], str):
+                raise ValueError(f"{name} is no text")
 
 
 def build_index(

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from spymaster_assets.contract import STAGE_A_DECISION_S, Contract
-from spymaster_assets.errors import ArtifactError
+from spymaster_assets.errors import ArtifactError, refusing
 from spymaster_assets.market.book import BookSnapshots
 from spymaster_assets.market.calendar import Session
 from spymaster_assets.market.instruments import Instrument
@@ -44,6 +44,7 @@ from spymaster_assets.signals.options import (
     open_interest_gamma,
 )
 from spymaster_assets.signals.tape import TapeFeatures, side_known, tape_features
+from spymaster_assets.tables import read_parquet, require_schema
 
 ATR_SCALED = ("distance", "distance_signed", "dist_to_pm_high", "dist_to_pm_low", "dist_to_sma_200", "dist_to_sma_400",
               "confluence_min_distance", "approach_distance")  # fmt: skip
@@ -213,16 +214,10 @@ def signals_to_parquet(signals: SignalSet) -> bytes:
 
 
 def signals_from_parquet(data: bytes, contract: Contract, where: str = "signals") -> SignalSet:
-    """Read `signals_to_parquet` bytes; raise ArtifactError when they were written under another contract."""
-    try:
-        table = pq.read_table(io.BytesIO(data))
-        metadata = {
-            k.decode().removeprefix(_META): json.loads(v)
-            for k, v in (table.schema.metadata or {}).items()
-            if k.decode().startswith(_META)
-        }
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"not a signals file: {error}", where=where, remedy="materialize signals again") from error
+    """Read `signals_to_parquet` bytes; raise ArtifactError when they are damaged or were written under another contract."""
+    frame, raw = read_parquet(data, where)
+    with refusing(ArtifactError, "not a signals file", where=where, remedy="materialize signals again"):
+        metadata = {k.removeprefix(_META): json.loads(v) for k, v in raw.items() if k.startswith(_META)}
     if metadata.get("contract_sha256") != contract.sha256:
         raise ArtifactError(
             "signals were written under another features.json",
@@ -230,9 +225,8 @@ def signals_from_parquet(data: bytes, contract: Contract, where: str = "signals"
             expected=f"contract {contract.sha256[:12]}, schema {contract.schema_version}",
             remedy="materialize signals again",
         )
-    frame = pl.from_arrow(table.replace_schema_metadata(None))
-    assert isinstance(frame, pl.DataFrame)
-    return SignalSet(contract.conform(frame), metadata)
+    require_schema(frame, contract.schema, where)
+    return SignalSet(frame, metadata)
 
 
 def _context(

@@ -11,11 +11,12 @@ import polars as pl
 from numpy.typing import NDArray
 
 from spymaster_assets.contract import Contract
-from spymaster_assets.errors import ArtifactError, MarketDataError
+from spymaster_assets.errors import ArtifactError, MarketDataError, refusing
 from spymaster_assets.market.calendar import Session
 from spymaster_assets.market.instruments import Instrument
 from spymaster_assets.settings import MINUTE_NS, OptionSettings, SignalSettings
 from spymaster_assets.signals.context import (
+    CONTEXT_COLUMNS,
     SMA_LENGTHS,
     Roll,
     SessionBars,
@@ -31,6 +32,11 @@ from spymaster_assets.store import Artifact, dump_json
 LEVEL_COLUMNS = ("start_ns", "level_kind", "level_kind_name", "level_price_e9", "strike_e9")
 OPTION_KINDS = ("STRIKE", "CALL_WALL", "PUT_WALL")
 """Kinds that exist only with an option feed; every other kind is read off the bars."""
+_TABLE = dict(zip(LEVEL_COLUMNS, (pl.Int64(), pl.Int8(), pl.String(), pl.Int64(), pl.Int64()), strict=True))
+CONTEXT_SCHEMA = {
+    name: pl.Int64() if name.endswith(("_ns", "_e9")) or name == "volume" else pl.Float64() for name in CONTEXT_COLUMNS
+}
+_TWO_MINUTE = {"end_ns": pl.Int64(), "close_e9": pl.Float64()}
 
 
 @dataclass(frozen=True)
@@ -267,24 +273,18 @@ def levels_to_files(levels: LevelSet, warmup_sessions: Sequence[str]) -> dict[st
 
 
 def levels_from_files(artifact: Artifact) -> LevelSet:
-    """Read a levels artifact back; its hashes are verified on the way. Raises ArtifactError when its columns are not LEVEL_COLUMNS."""
+    """Read a levels artifact back; its hashes are verified on the way. Raises ArtifactError when it is damaged."""
     meta = artifact.json("levels.json")
-    table = pl.read_parquet(io.BytesIO(artifact.read("levels.parquet")))
-    if tuple(table.columns) != LEVEL_COLUMNS:
-        raise ArtifactError(
-            f"level table has the columns {', '.join(table.columns)}",
-            where=str(artifact.folder / "levels.parquet"),
-            expected=", ".join(LEVEL_COLUMNS),
-            remedy="materialize levels again",
-        )
-    two_minute = pl.read_parquet(io.BytesIO(artifact.read("two_minute.parquet")))
-    rolls = tuple(Roll(**r) for r in meta["rolls"])
+    two_minute = artifact.frame("two_minute.parquet", _TWO_MINUTE, ())
+    with refusing(ArtifactError, "levels.json is not as it was written", where=str(artifact.folder)):
+        rolls = tuple(Roll(**r) for r in meta["rolls"])
+        sigma = None if meta["warmup_sigma"] is None else float(meta["warmup_sigma"])
     return LevelSet(
-        table,
-        pl.read_parquet(io.BytesIO(artifact.read("context.parquet"))),
+        artifact.frame("levels.parquet", _TABLE, ("strike_e9",)),
+        artifact.frame("context.parquet", CONTEXT_SCHEMA),
         TwoMinuteHistory(two_minute["end_ns"].to_numpy(), two_minute["close_e9"].to_numpy(), rolls),
         rolls,
-        meta["warmup_sigma"],
+        sigma,
     )
 
 

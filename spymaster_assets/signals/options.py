@@ -20,6 +20,7 @@ from spymaster_assets.market.instruments import PRICE_SCALE
 from spymaster_assets.market.options import EPOCH_ORDINAL, OpenInterest, OptionTrades
 from spymaster_assets.settings import MINUTE_NS, NS, OptionSettings
 from spymaster_assets.signals.coverage import Coverage
+from spymaster_assets.tables import read_parquet
 
 TRADING_YEAR_S = 252 * 6.5 * 3600
 """Seconds of regular hours in a year."""
@@ -44,6 +45,20 @@ class Greeks:
     delta: NDArray[np.float64]
     gamma: NDArray[np.float64]
     vega: NDArray[np.float64]
+
+
+_FLOW_SCHEMA: dict[str, pl.DataType] = {
+    "ts_ns": pl.Int64(),
+    "strike_e9": pl.Int64(),
+    "is_call": pl.Boolean(),
+    "size": pl.Int64(),
+    "aggressor": pl.Int8(),
+    "spot_e9": pl.Int64(),
+    "years": pl.Float64(),
+    "volatility": pl.Float64(),
+    "iv_status": pl.Int8(),
+    **dict.fromkeys(("delta", "gamma", "vega", "dealer_gamma"), pl.Float64()),
+}
 
 
 @dataclass(frozen=True)
@@ -493,9 +508,10 @@ def flow_to_parquet(flow: OptionFlow) -> bytes:
     return buffer.getvalue()
 
 
-def flow_from_parquet(data: bytes) -> OptionFlow:
-    """Inverse of `flow_to_parquet`."""
-    frame = pl.read_parquet(io.BytesIO(data)).with_columns(pl.col("spot_e9").fill_null(UNDEFINED_PRICE))
+def flow_from_parquet(data: bytes, where: str = "option flow") -> OptionFlow:
+    """Inverse of `flow_to_parquet`; raise ArtifactError when the bytes are damaged or no flow."""
+    frame, _ = read_parquet(data, where, _FLOW_SCHEMA, ("spot_e9",))
+    frame = frame.with_columns(pl.col("spot_e9").fill_null(UNDEFINED_PRICE))
     return OptionFlow(**{f.name: frame[f.name].to_numpy() for f in fields(OptionFlow)})
 
 
