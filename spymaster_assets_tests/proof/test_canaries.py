@@ -62,6 +62,7 @@ def session_rows(day: int, n: int, rng: np.random.Generator) -> pl.DataFrame:
         "date": [f"2024-{1 + day // 28:02d}-{1 + day % 28:02d}"] * n,
         "ts_ns": t0,
         "decision_ns": t0 + 60 * NS,
+        **{f"confirm_ts_ns_{d}": t0 + after_s * NS for d, after_s in DELAYS_S.items()},
         "label_known_ns": t0 + 960 * NS,
         "level_kind": rng.integers(0, 3, n),
         "direction_sign": rng.choice([-1, 1], n),
