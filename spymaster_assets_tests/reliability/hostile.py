@@ -44,7 +44,7 @@ from spymaster_assets.signals.build import SignalSet, signals_from_parquet, sign
 from spymaster_assets.signals.levels import levels_from_files
 from spymaster_assets.signals.options import flow_from_parquet
 from spymaster_assets.store import MANIFEST, ArtifactStore, dump_json
-from spymaster_assets_tests.builders import dbn_bytes, trades
+from spymaster_assets_tests.builders import FOLD, dbn_bytes, trades
 from spymaster_assets_tests.models.test_patchtst import SMALL, data
 from spymaster_assets_tests.reliability.faults import forked, read_whole
 
@@ -163,8 +163,8 @@ def _npz_cases(evil: bytes) -> Iterator[tuple[str, Files]]:
     meta = {
         "settings": asdict(RetrievalSettings()),
         "delay": "4min",
-        "columns": ["a", "b"],
-        "encoded": ["a", "b"],
+        "columns": ["atr", "volatility"],
+        "encoded": ["atr", "volatility"],
         "kept": [0, 1],
         "contract_sha256": "0" * 64,
     }
@@ -266,7 +266,7 @@ def _tree_cases(evil: bytes) -> Iterator[tuple[str, Files]]:
             **changed,
         }
         owner = BoostedTrees()
-        owner.bundles = (Bundle(model, meta),)
+        owner.bundles, owner.first_test_decision_ns = (Bundle(model, meta),), FOLD.first_test_decision_ns
         index = {**json.loads(owner.save()["metadata.json"]), "bundles": [name]}
         return {
             "metadata.json": json.dumps(index).encode(),
@@ -337,7 +337,7 @@ def _tree_cases(evil: bytes) -> Iterator[tuple[str, Files]]:
 
 def _patchtst_cases(evil: bytes) -> Iterator[tuple[str, Files]]:
     network = PatchTST(replace(SMALL, epochs=1))
-    network.fit(data(200, 0), data(80, 1))
+    network.fit(data(200, 0), data(80, 1), FOLD)
     good = network.save()
     content = torch.load(io.BytesIO(good[CHECKPOINT]), weights_only=True)
 
@@ -437,7 +437,7 @@ def _parquet_cases(evil: bytes) -> Iterator[tuple[str, Files]]:
         "claimed_rows": {"a.parquet": _claim_rows(_parquet(runs, compression="none"), many)},
     }
     cases |= {what: {"a.parquet": content} for what, content in _cuts(good)}
-    for at in (len(good) // 2, len(good) - 40, len(good) - 6):
+    for at in (len(good) - 40, len(good) - 6):  # in the footer, and in its length
         changed = bytearray(good)
         changed[at : at + 4] = b"\xff\xff\xff\xff"
         cases[f"overwritten_at_{at}"] = {"a.parquet": bytes(changed)}
@@ -604,7 +604,7 @@ def _store_cases(folder: Path, evil: bytes) -> None:
         published(f"json.{what}", "bars", {"calibration.json": text})
     split = {
         "asof": "2024-02-07", "window": "rolling", "train": ["2024-02-01"], "validation": ["2024-02-05"],
-        "test": ["2024-02-07"], "embargoed": [], "purged": [], "inputs": {}, "rows": {},
+        "test": ["2024-02-07"], "embargoed": [], "purged": [], "inputs": {}, "rows": {}, "first_test_decision_ns": 1_707_316_260_000_000_000,
     }  # fmt: skip
     published("split.good", "bars", {"split.json": json.dumps(split).encode()})
     for what, changed in {

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from spymaster_assets.partitions import MODEL_ASSETS, SESSION_ASSETS
 from spymaster_assets.store import ArtifactStore
 from spymaster_assets_tests.reliability.faults import forked, kill_at, leftovers, read_whole, verified, watched
 
@@ -58,5 +59,5 @@ def test_a_backfill_killed_at_random_ends_as_if_undisturbed(tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["kills"] >= KILLS
-    assert told["artifacts"] == 8 * 5 + 4
+    assert told["artifacts"] == len(SESSION_ASSETS) * 5 + len(MODEL_ASSETS)
     assert told["rounds"] >= 1
