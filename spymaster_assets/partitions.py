@@ -23,7 +23,9 @@ SESSION_ASSETS = (
     "sequence_dataset",
 )
 """Assets keyed by the session whose data they hold, upstream first."""
-MODEL_ASSETS = ("split_manifest", "patchtst_model", "tree_bundles", "retrieval_index", "canaries")
+FITTED_ASSETS = ("patchtst_model", "tree_bundles", "retrieval_index")
+"""Models that make predictions."""
+MODEL_ASSETS = ("split_manifest", *FITTED_ASSETS, "canaries")
 """Assets keyed by the as-of session: they know only what came before it."""
 REPORT_ASSET = "calibration_report"
 DEFAULT_FIRST_SESSION = "2024-01-02"

@@ -34,8 +34,15 @@ def lend(store: ArtifactStore, root: Path, asset: str, keys: Sequence[str]) -> N
         home = root / asset / artifact.key
         home.mkdir(parents=True)
         shutil.copy(artifact.folder.parent / "manifest.json", home)
-        # published versions are never written to, so the folder itself can be lent
-        os.symlink(artifact.folder, home / artifact.folder.name)
+        shutil.copytree(artifact.folder, home / artifact.folder.name, copy_function=_link)
+
+
+def _link(source: str, target: str) -> None:
+    """A second name of a file, since published files are never written to; a copy where the disk is another."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def rebuild(settings: Settings, assets: Sequence[str], key: str) -> None:

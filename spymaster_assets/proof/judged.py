@@ -17,13 +17,13 @@ from spymaster_assets.datasets.splits import SplitManifest
 from spymaster_assets.errors import ConfigError
 from spymaster_assets.evaluation.calibration import BASELINES, GROUP
 from spymaster_assets.models.trees import BoostedTrees, Bundle, bundle_name
-from spymaster_assets.partitions import MODEL_ASSETS, REPORT_ASSET
+from spymaster_assets.partitions import FITTED_ASSETS, MODEL_ASSETS, REPORT_ASSET
 from spymaster_assets.proof.stored import files_of, signals_of, split_of, told
 from spymaster_assets.retrieval.index import RetrievalIndex
 from spymaster_assets.settings import DELAYS_S, NS
 from spymaster_assets.store import Artifact, ArtifactStore
 
-SPLIT, *MODELS = MODEL_ASSETS
+SPLIT, MODELS = MODEL_ASSETS[0], FITTED_ASSETS
 SHOWN_CONTRIBUTIONS = 10
 _MODEL_ASSET = {
     "patchtst": "patchtst_model",

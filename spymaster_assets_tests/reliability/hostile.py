@@ -604,7 +604,8 @@ def _store_cases(folder: Path, evil: bytes) -> None:
         published(f"json.{what}", "bars", {"calibration.json": text})
     split = {
         "asof": "2024-02-07", "window": "rolling", "train": ["2024-02-01"], "validation": ["2024-02-05"],
-        "test": ["2024-02-07"], "embargoed": [], "purged": [], "inputs": {}, "rows": {}, "first_test_decision_ns": 1_707_316_260_000_000_000,
+        "test": ["2024-02-07"], "embargoed": [], "purged": [], "inputs": {}, "rows": {},
+        "first_test_decision_ns": 1_707_316_260_000_000_000,
     }  # fmt: skip
     published("split.good", "bars", {"split.json": json.dumps(split).encode()})
     for what, changed in {
