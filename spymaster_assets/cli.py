@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from spymaster_assets.errors import ConfigError, SpymasterError
+from spymaster_assets.contract import load_contract
+from spymaster_assets.errors import ConfigError, MissingInputError, SpymasterError
 from spymaster_assets.market.instruments import instrument
 from spymaster_assets.market.simulate import write_market
 from spymaster_assets.market.simulate_book import PROFILES, write_full_market
@@ -64,6 +66,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prove.add_argument("--cuts", type=int, help="times at which a session is replayed (default: SPYMASTER_PROVE_CUTS)")
     prove.add_argument("--seed", type=int, default=0)
     prove.add_argument("--record", action="store_true", help="record the results as asset checks below DAGSTER_HOME")
+    history = commands.add_parser(
+        "history",
+        help="rebuild a session with other pasts and compare the history that each feature needs with its contract",
+    )
+    history.add_argument("--session", help="a session to replay (default: the newest with signals)")
+    history.add_argument("--touches", type=int, default=4, help="touches before which every declared window is tried")
+    history.add_argument("--seed", type=int, default=0)
     explain = commands.add_parser(
         "explain", help="an event from its predictions to the models, its row, the bars and the DBN records behind it"
     )
@@ -103,6 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             else:
                 paths = write_full_market(options.folder, profile, market, options.seed, options.profile)
             Console().print(f"{len(keys)} SIMULATED sessions in {options.folder}, {len(paths)} files")
+        elif options.command == "history":
+            return _history(resolve(Settings.load()), options)
         elif options.command == "prove":
             return _prove(resolve(Settings.load()), options)
         elif options.command == "explain":
@@ -153,6 +164,34 @@ def _prove(settings: Settings, options: argparse.Namespace) -> int:
         f"{len(replays)} replays, {sum(sum(r.compared.values()) for r in replays):,} values compared, {failed} replays differ"
     )
     return 1 if failed else 0
+
+
+def _history(settings: Settings, options: argparse.Namespace) -> int:
+    from spymaster_assets.automation.warmup import pasts_of, replay_pasts
+    from spymaster_assets.proof.history import HOLDS, NEEDS_MORE, judge
+
+    store, console = ArtifactStore(settings.root), Console()
+    made = [options.session] if options.session else store.keys("signals")[-1:]
+    if not made:
+        raise MissingInputError(
+            "no session has stored signals",
+            where=str(settings.root),
+            remedy="dagster asset materialize --select '+sequence_dataset' --partition <session>",
+        )
+    pasts = pasts_of(settings, made[0], options.touches, options.seed)
+    found = judge(replay_pasts(settings, made[0], pasts, console), load_contract())
+    table = Table(
+        title=f"History of features: session {made[0]}, {len(pasts)} other pasts", title_justify="left", box=None
+    )
+    for name in found.columns:
+        table.add_column(name, justify="right" if name == "compared" else "left", no_wrap=True)
+    for row in found.rows():
+        style = {HOLDS: None, NEEDS_MORE: "red"}.get(row[-1], "dim")
+        table.add_row(*map(str, row), style=style)
+    console.print(table)
+    short = found.filter(pl.col("verdict") == NEEDS_MORE).height
+    console.print(f"{short} of {found.height} features need more history than features.json declares")
+    return 1 if short else 0
 
 
 def _explain(settings: Settings, options: argparse.Namespace) -> int:

@@ -16,12 +16,11 @@ from rich.progress import track
 
 from spymaster_assets.assets.datasets import read_split
 from spymaster_assets.assets.signals import read_signals, warmup_sessions
-from spymaster_assets.automation.shadow import lend, nearest_upstream, rebuild, shadow_of
+from spymaster_assets.automation.shadow import files_near, lend, nearest_upstream, rebuild, shadow_of
 from spymaster_assets.contract import load_contract
 from spymaster_assets.errors import ArtifactError, ConfigError, MissingInputError
-from spymaster_assets.market.calendar import Session
 from spymaster_assets.market.dbn import BAR_SECONDS
-from spymaster_assets.market.files import FileEntry, SessionFiles, scan_flat, scan_folder
+from spymaster_assets.market.files import SessionFiles, scan_flat
 from spymaster_assets.market.options import is_option_trades_csv
 from spymaster_assets.partitions import MODEL_ASSETS, SESSION_ASSETS, all_sessions, calendar_of
 from spymaster_assets.proof.compare import Difference, differences
@@ -35,8 +34,6 @@ Later = Literal["absent", "altered"]
 """What becomes of the as-of session and those after it while its models are refitted."""
 LATER_SESSIONS = 2
 """How many sessions from the as-of session on are rebuilt with another content."""
-REACH_NS = 10 * 86_400 * NS
-"""How far before a session files are taken along: earlier sessions name the front month."""
 REFUSING = MODEL_ASSETS[1:]
 """What reads signals or sequences by the hashes of its split."""
 
@@ -76,7 +73,7 @@ def replay_session(settings: Settings, key: str, at_ns: int, future: Future) -> 
     store, contract = ArtifactStore(settings.root), load_contract()
     session = calendar_of(settings.symbol).session(key)
     with shadow_of(settings) as shadow:
-        write_future(_near(settings, session), shadow.dbn_dir, at_ns, future)
+        write_future(files_near(settings, session), shadow.dbn_dir, at_ns, future)
         flat = [f.path for f in scan_flat(settings.dbn_dir) if f.is_of(key) and is_option_trades_csv(f.path)]
         write_flat_future(flat, settings.dbn_dir, shadow.dbn_dir, at_ns, future)
         lend(store, shadow.root, "ohlcv_bars", warmup_sessions(settings, key))
@@ -105,7 +102,7 @@ def replay_models(settings: Settings, asof: str, later: Later) -> Replay:
         following = [k for k in sessions if k >= asof and store.exists("sequence_dataset", k)][:LATER_SESSIONS]
         if later == "altered" and following:
             last = calendar.session(following[-1])
-            near = _near(settings, calendar.session(asof), last.close_ns)
+            near = files_near(settings, calendar.session(asof), last.close_ns)
             write_future(near, shadow.dbn_dir, at_ns, "altered")
             lend(store, shadow.root, "ohlcv_bars", warmup_sessions(settings, asof))
             for key in following:
@@ -131,7 +128,7 @@ def replay_redelivery(settings: Settings, asof: str) -> Replay:
     results: dict[str, tuple[list[Difference], int]] = {a: ([], 0) for a in (*SESSION_ASSETS, *MODEL_ASSETS)}
     with shadow_of(settings) as shadow:
         write_future(
-            _near(settings, session), shadow.dbn_dir, session.regular_open_ns, "altered", until_ns=session.close_ns
+            files_near(settings, session), shadow.dbn_dir, session.regular_open_ns, "altered", until_ns=session.close_ns
         )
         rebuilt = [k for k in (before, again) if store.exists("sequence_dataset", k)]
         lend(store, shadow.root, "split_manifest", [asof])
@@ -204,7 +201,7 @@ def _session_tries(
 ) -> list[Callable[[], Replay]]:
     session = calendar_of(settings.symbol).session(key)
     # without a feed that has receive times nothing of a session can be late
-    received = any(e.header.schema not in BAR_SECONDS for e in _near(settings, session))
+    received = any(e.header.schema not in BAR_SECONDS for e in files_near(settings, session))
     futures = FUTURES if received else FUTURES[:2]
     moments_ns = known_times(read_signals(store, key)[0].frame, load_contract())
     from_ns = cuttable_from_ns(_registered(store, key), session)
@@ -213,11 +210,6 @@ def _session_tries(
         partial(replay_session, settings, key, at_ns, futures[(n + seed) % len(futures)])
         for n, at_ns in enumerate(chosen)
     ]
-
-
-def _near(settings: Settings, session: Session, until_ns: int | None = None) -> list[FileEntry]:
-    entries = scan_folder(settings.dbn_dir)
-    return [e for e in entries if e.overlaps(session.open_ns - REACH_NS, until_ns or session.close_ns)]
 
 
 def _registered(store: ArtifactStore, key: str) -> SessionFiles:

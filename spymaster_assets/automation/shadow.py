@@ -13,10 +13,22 @@ from pathlib import Path
 
 import dagster as dg
 
-from spymaster_assets.settings import Settings
+from spymaster_assets.market.calendar import Session
+from spymaster_assets.market.files import FileEntry, scan_folder
+from spymaster_assets.settings import NS, Settings
 from spymaster_assets.store import ArtifactStore
 
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+_REACH_NS = 10 * 86_400 * NS
+"""How far before a session files are taken along: earlier sessions name the front month."""
+
+
+def files_near(settings: Settings, session: Session, until_ns: int | None = None) -> list[FileEntry]:
+    """DBN files that a session (or what follows it until until_ns) may be made of."""
+    entries = scan_folder(settings.dbn_dir)
+    return [e for e in entries if e.overlaps(session.open_ns - _REACH_NS, until_ns or session.close_ns)]
 
 
 @contextmanager

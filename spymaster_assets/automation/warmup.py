@@ -7,17 +7,17 @@ from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
+from rich.console import Console
+from rich.progress import track
 
 from spymaster_assets.assets.market import read_bars
-from spymaster_assets.assets.signals import warmup_sessions
-from spymaster_assets.automation.shadow import lend, rebuild, shadow_of
+from spymaster_assets.assets.signals import read_signals, warmup_sessions
+from spymaster_assets.automation.shadow import files_near, lend, rebuild, shadow_of
 from spymaster_assets.contract import load_contract
-from spymaster_assets.market.files import scan_folder
 from spymaster_assets.partitions import SESSION_ASSETS, calendar_of
 from spymaster_assets.proof.cutting import write_past
 from spymaster_assets.proof.history import Past, changes, shift_prices
 from spymaster_assets.settings import MINUTE_NS, NS, Settings
-from spymaster_assets.signals.build import signals_from_parquet
 from spymaster_assets.signals.context import SessionBars
 from spymaster_assets.store import ArtifactStore
 
@@ -27,7 +27,7 @@ def pasts_of(settings: Settings, key: str, touches: int, seed: int) -> list[Past
     random ones, and those that end with each warm-up session."""
     store, contract = ArtifactStore(settings.root), load_contract()
     session = calendar_of(settings.symbol).session(key)
-    t0 = np.unique(_signals(store, key)["ts_ns"].to_numpy())
+    t0 = np.unique(read_signals(store, key)[0].frame["ts_ns"].to_numpy())
     rng = np.random.default_rng([seed, session.open_ns // NS])
     chosen = rng.choice(t0, min(touches, len(t0)), replace=False)
     windows = {c.history.count for c in contract.columns if c.history and c.history.unit in ("minutes", "bars")}
@@ -38,7 +38,7 @@ def pasts_of(settings: Settings, key: str, touches: int, seed: int) -> list[Past
     return within + [Past(session.open_ns, kept) for kept in range(len(warmup_sessions(settings, key)))]
 
 
-def replay_pasts(settings: Settings, key: str, pasts: Sequence[Past]) -> pl.DataFrame:
+def replay_pasts(settings: Settings, key: str, pasts: Sequence[Past], console: Console | None = None) -> pl.DataFrame:
     """Rebuild a session once for each other past and return what changed, the rows of `proof.history.changes`.
 
     Raises ArtifactError when a stored artifact is missing, dagster.Failure when the graph fails on the altered input.
@@ -46,31 +46,27 @@ def replay_pasts(settings: Settings, key: str, pasts: Sequence[Past]) -> pl.Data
     store, contract = ArtifactStore(settings.root), load_contract()
     session = calendar_of(settings.symbol).session(key)
     warmup = warmup_sessions(settings, key)
-    entries = scan_folder(settings.dbn_dir)
-    near = [e for e in entries if e.overlaps(session.open_ns - 10 * 86_400 * NS, session.close_ns)]
-    stored = _signals(store, key)
+    near = files_near(settings, session)
+    stored = read_signals(store, key)[0].frame
     bar_start_ns = SessionBars(session, read_bars(store, key)[0]).front(1)["start_ns"].to_numpy()
     out = []
-    for past in pasts:
+    for past in track(pasts, "other pasts", console=console or Console(quiet=True)):
         with shadow_of(settings) as shadow:
             write_past(near, shadow.dbn_dir, past.start_ns)
             lend(store, shadow.root, "ohlcv_bars", warmup)
             for old in warmup[: len(warmup) - (past.kept_sessions or 0)]:
                 _shift_bars(ArtifactStore(shadow.root), old)
             rebuild(shadow, SESSION_ASSETS, key)
-            out.append(changes(stored, _signals(ArtifactStore(shadow.root), key), past, bar_start_ns, contract))
+            out.append(
+                changes(stored, read_signals(ArtifactStore(shadow.root), key)[0].frame, past, bar_start_ns, contract)
+            )
     return pl.concat(out)
-
-
-def _signals(store: ArtifactStore, key: str) -> pl.DataFrame:
-    data = store.load("signals", key).read(f"signals_{key}.parquet")
-    return signals_from_parquet(data, load_contract()).frame
 
 
 def _shift_bars(store: ArtifactStore, key: str) -> None:
     artifact = store.load("ohlcv_bars", key)
     name = f"bars_{key}.parquet"
     buffer = io.BytesIO()
-    shift_prices(pl.read_parquet(io.BytesIO(artifact.read(name)))).write_parquet(buffer)
+    shift_prices(artifact.frame(name)).write_parquet(buffer)
     files = {f: artifact.read(f) for f in artifact.files} | {name: buffer.getvalue()}
     store.publish("ohlcv_bars", key, files, inputs=artifact.inputs)

@@ -15,7 +15,7 @@ PAST_SHIFT_E9 = 370_000_000
 """How far the prices of an altered past are moved, up in even minutes and down in odd ones, so that differences move too."""
 LONGEST_WINDOW_MIN = 30
 """A value that depends on more than the longest declared window of minutes depends on the session."""
-HOLDS, NEEDS_MORE, DECLARES_MORE, UNSEEN = "holds", "needs more", "declares more than was seen", "not seen to change"
+HOLDS, NEEDS_MORE, DECLARES_MORE, UNSEEN = "holds", "needs more", "declares more", "never changed"
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ def changes(
 def judge(found: pl.DataFrame, contract: Contract) -> pl.DataFrame:
     """Per feature what it declares, what was found and the verdict: columns feature, declared, found, compared, verdict.
 
-    found: rows of `changes`. 'needs more': a value changed though the altered past lay outside the declared history. 'declares more
-    than was seen': touches for which only the last part of the declared history was altered were there, and none changed.
+    found: rows of `changes`. 'needs more': a value changed though the altered past lay outside the declared history. 'declares more': of
+    the touches for which only the last part of the declared history was altered none changed. 'never changed': nor did any other.
     """
     rows = []
     for column in contract.role("feature", "context"):
@@ -79,7 +79,7 @@ def judge(found: pl.DataFrame, contract: Contract) -> pl.DataFrame:
             verdict = UNSEEN if column.history.reaches else HOLDS
         elif not changed.filter(_last_part(column.history)).height and own.filter(_last_part(column.history)).height:
             verdict = DECLARES_MORE
-        rows.append((column.name, column.history.text, _found(changed), own.height, verdict))
+        rows.append((column.name, column.history.text, _found(changed, column.history), own.height, verdict))
     return pl.DataFrame(rows, ["feature", "declared", "found", "compared", "verdict"], orient="row")
 
 
@@ -107,8 +107,10 @@ def _last_part(history: History) -> pl.Expr:
     return pl.col(history.unit) == history.count - 1
 
 
-def _found(changed: pl.DataFrame) -> str:
+def _found(changed: pl.DataFrame, history: History) -> str:
     farthest = changed.select(pl.col("sessions", "minutes", "bars").max() + 1).row(0, named=True)
     if farthest["sessions"] is not None:
-        return f"{farthest['sessions']} sessions"
-    return "" if farthest["minutes"] is None else f"{farthest['minutes']} min, {farthest['bars']} bars"
+        return f"{farthest['sessions']} session{'s' if farthest['sessions'] > 1 else ''}"
+    if farthest["minutes"] is None:
+        return ""
+    return f"{farthest['bars']}bars" if history.unit == "bars" else f"{farthest['minutes']}min"
