@@ -30,11 +30,11 @@ demo: setup
 test: setup
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 nightly: setup
 	SPYMASTER_FUZZ=60000 SPYMASTER_TRAPS=6,200 SPYMASTER_CANARY_FOLDS=300 SPYMASTER_PROVE_CUTS=256 SPYMASTER_KILLS=200 \
-		$(BIN)/python -m pytest
+		$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 ui: setup
 	mkdir -p $(UI_DIR)/dagster_home && cp dagster.yaml $(UI_DIR)/dagster_home/

@@ -13,6 +13,13 @@ os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "1")
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "real"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Spread files over workers (`-n 2 --dist loadgroup`), but all of graph/ to one, which shares the demo: making it takes a minute."""
+    for item in items:
+        group = "demo" if "graph" in item.path.parts else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder of real market data beside the project; tests that need it skip where it is absent."""

@@ -115,24 +115,6 @@ def test_partitions_are_sessions(demo: Demo) -> None:
     assert "2024-02-19" not in keys  # Presidents' Day
 
 
-def test_a_second_run_elsewhere_gives_equal_bytes(demo: Demo, tmp_path: Path) -> None:
-    settings = replace(demo.settings, root=tmp_path)
-    definitions = build_definitions(settings)
-    sessions = all_sessions(settings)
-    # singly, newest first: neither the order nor the size of a run may matter
-    upstream = [*sessions[:5]]
-    with dg.instance_for_test() as instance:
-        for asset in SESSION_ASSETS:
-            job = definitions.resolve_implicit_global_asset_job_def()
-            for key in reversed(upstream):
-                assert job.execute_in_process(
-                    instance=instance, partition_key=key, asset_selection=[dg.AssetKey(asset)], run_config=_QUIET
-                ).success
-    for asset in SESSION_ASSETS:
-        for key in upstream:
-            assert ArtifactStore(tmp_path).load(asset, key).sha256 == demo.store.load(asset, key).sha256, (asset, key)
-
-
 def test_one_bad_file_fails_its_session_and_no_other(demo: Demo, tmp_path: Path) -> None:
     folder = tmp_path / "dbn"
     shutil.copytree(demo.settings.dbn_dir, folder)
