@@ -74,6 +74,20 @@ def all_sessions(settings: Settings, now: datetime | None = None) -> list[str]:
     return [k for k in keys if k not in settings.missing_sessions]
 
 
+def fold_sessions(settings: Settings, asof: str) -> list[str]:
+    """Sessions from the first partition until the retraining after `asof`, from the calendar alone: what the clock says must not matter.
+
+    A configured last session ends them; a session that the deployment knows to have no input is left out.
+    """
+    calendar = calendar_of(settings.symbol)
+    reach = settings.split.retrain_every_sessions + len(settings.missing_sessions)
+    last = calendar.next(asof, reach)
+    keys = calendar.sessions(settings.first_session, min(last, settings.last_session or last))
+    keys = [k for k in keys if k not in settings.missing_sessions]
+    at = keys.index(asof) if asof in keys else len(keys)
+    return keys[: at + settings.split.retrain_every_sessions]
+
+
 def scheduled_asof(settings: Settings, now: datetime | None = None) -> list[str]:
     """As-of sessions of the retraining schedule, up to the newest partition."""
     return asof_sessions(all_sessions(settings, now), settings.split)

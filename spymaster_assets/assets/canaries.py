@@ -10,7 +10,7 @@ from spymaster_assets.assets.windows import session_partitions, training_window
 from spymaster_assets.contract import load_contract
 from spymaster_assets.errors import CanaryError
 from spymaster_assets.evaluation import plots
-from spymaster_assets.proof.canaries import Fold, run_canaries, to_json
+from spymaster_assets.proof.canaries import CANARIES, Fold, run_canaries, to_json
 from spymaster_assets.resources import ArtifactRoot
 from spymaster_assets.settings import Settings, fingerprint
 from spymaster_assets.store import Artifact, ArtifactStore, dump_json
@@ -101,7 +101,14 @@ def require_canaries(store: ArtifactStore, split: Artifact) -> Artifact:
             expected=f"split {split.sha256[:12]}, found {artifact.inputs['split_manifest'][:12]}",
             remedy=again,
         )
-    failed = [c for c in artifact.json("canaries.json")["canaries"] if c["verdict"] == "failed"]
+    told = artifact.json("canaries.json")["canaries"]
+    if missing := set(CANARIES) - {c["canary"] for c in told}:
+        raise CanaryError(
+            f"canaries of {split.key} were not run: {', '.join(sorted(missing))}",
+            where=str(artifact.folder),
+            remedy=again,
+        )
+    failed = [c for c in told if c["verdict"] == "failed"]
     if failed:
         raise CanaryError(
             f"canaries of {split.key} failed: "

@@ -14,7 +14,7 @@ from spymaster_assets.datasets.sequences import build_sequences, from_npz_bytes,
 from spymaster_assets.datasets.splits import SplitManifest, build_manifest, check_manifest, plan_split
 from spymaster_assets.errors import ArtifactError, SplitError
 from spymaster_assets.evaluation import plots
-from spymaster_assets.partitions import all_sessions, calendar_of
+from spymaster_assets.partitions import all_sessions, calendar_of, fold_sessions
 from spymaster_assets.resources import ArtifactRoot
 from spymaster_assets.settings import Settings, fingerprint
 from spymaster_assets.signals.levels import CONTEXT_SCHEMA
@@ -81,7 +81,7 @@ def dataset_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChe
     )
     def split_manifest(context: dg.AssetExecutionContext, artifacts: ArtifactRoot) -> dg.MaterializeResult[Any]:
         def make(key: str) -> Made:
-            plan = plan_split(all_sessions(settings), key, settings.split)
+            plan = plan_split(fold_sessions(settings, key), key, settings.split)
             rows, inputs = [], {}
             for earlier in artifacts.store.require("signals", [*plan.train, *plan.validation]):
                 found, _ = read_signals(artifacts.store, earlier.key)

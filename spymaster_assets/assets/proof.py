@@ -15,7 +15,7 @@ from spymaster_assets.assets.models import flat_metrics
 from spymaster_assets.assets.signals import label_counts, read_signals
 from spymaster_assets.assets.windows import judged_window, session_partitions
 from spymaster_assets.contract import load_contract
-from spymaster_assets.errors import MissingInputError
+from spymaster_assets.errors import ArtifactError, MissingInputError
 from spymaster_assets.evaluation import plots
 from spymaster_assets.evaluation.calibration import baseline_predictions, judge, trials, with_outcomes
 from spymaster_assets.evaluation.report import ReportData, canary_rows, render_report
@@ -27,7 +27,7 @@ from spymaster_assets.retrieval.index import RetrievalIndex
 from spymaster_assets.settings import Settings, fingerprint
 from spymaster_assets.signals.context import SessionBars
 from spymaster_assets.signals.levels import levels_from_files
-from spymaster_assets.store import Artifact, ArtifactStore, dump_json, git_revision
+from spymaster_assets.store import Artifact, ArtifactStore, dump_json, git_revision, provenance
 from spymaster_assets.tracking import run_name, track
 
 REPORT_KEY = "latest"
@@ -159,6 +159,14 @@ def proof_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
                 where=str(store.root / "calibration_report"),
                 remedy="dagster asset materialize --select calibration_report --partition <as-of session>; `spymaster status` names them",
             )
+        reports = {k: store.load("calibration_report", k) for k in folds}
+        if stale := [k for k, report in reports.items() if report.inputs.get("canaries") != canaries[k].sha256]:
+            raise ArtifactError(
+                f"calibration_report [{stale[0]}] was made under other canaries than those that are stored",
+                where=str(reports[stale[0]].folder),
+                expected=f"canaries {canaries[stale[0]].sha256[:12]}",
+                remedy=f"dagster asset materialize --select calibration_report --partition {stale[0]}",
+            )
         data = report_data(store, settings, folds, list(verdicts.values()))
         html = render_report(data)
         summary = {
@@ -167,13 +175,14 @@ def proof_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
             "trials": data.trials,
             "heads": data.pooled,
             "simulated": settings.simulated,
+            "provenance": provenance(),
         }
         artifact = store.publish(
             "walk_forward_report",
             REPORT_KEY,
             {"report.html": html, "report.json": dump_json(summary)},
             inputs={
-                **{f"calibration_report[{k}]": store.load("calibration_report", k).sha256 for k in folds},
+                **{f"calibration_report[{k}]": report.sha256 for k, report in reports.items()},
                 **{f"canaries[{k}]": artifact.sha256 for k, artifact in canaries.items()},
             },
         )
@@ -280,7 +289,6 @@ def report_data(
         label_mode=settings.label.mode,
         schema_version=load_contract().schema_version,
         data_sha256=fingerprint([store.load("signals", k).sha256 for k in sessions]),
-        git_revision=git_revision(),
         sessions=sessions,
         touches=sum(s.frame.height for s in signals),
         coverage=files,

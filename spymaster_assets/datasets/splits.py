@@ -63,7 +63,8 @@ class SplitManifest:
 def plan_split(sessions: Sequence[str], asof: str, settings: SplitSettings) -> SplitManifest:
     """Sessions of the fold as of `asof`: train, embargo, validation, embargo, then test from `asof` on.
 
-    sessions: all sessions from the first partition, sorted. Raises SplitError when the history is too short: a window is never clipped.
+    sessions: all from the first partition until the retraining after `asof`, sorted. Raises SplitError when the history is too short: a
+    window is never clipped.
     """
     if asof not in sessions:
         raise SplitError(f"{asof} is not a session of this deployment", expected=f"{sessions[0]} to {sessions[-1]}")

@@ -56,7 +56,6 @@ class ReportData:
     label_mode: str
     schema_version: str
     data_sha256: str
-    git_revision: str
     sessions: list[str]
     touches: int
     coverage: list[dict[str, Any]]

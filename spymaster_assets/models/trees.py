@@ -95,7 +95,7 @@ class BoostedTrees(Model):
             for stage in self.settings.stages:
                 for delay in DELAYS_S:
                     for head in HEADS:
-                        made = self.fit_head(train, validation, head, delay, stage, ablation)
+                        made = self.fit_head_unchecked(train, validation, head, delay, stage, ablation)
                         if isinstance(made, Bundle):
                             bundles.append(made)
                         else:
@@ -109,7 +109,7 @@ class BoostedTrees(Model):
         self.bundles, self.skipped = tuple(bundles), tuple(skipped)
         return FitReport({b.name: b.meta["metrics"] for b in bundles}, skipped=self.skipped)
 
-    def fit_head(
+    def fit_head_unchecked(
         self, train: pl.DataFrame, validation: pl.DataFrame, head: str, delay: str, stage: str, ablation: str
     ) -> Bundle | dict[str, Any]:
         """One head, or {head, delay, stage, ablation, reason, ...} where there are too few rows. Without validation rows it does not stop

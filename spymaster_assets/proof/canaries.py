@@ -30,7 +30,7 @@ from spymaster_assets.evaluation.calibration import brier_skill, too_few
 from spymaster_assets.evaluation.metrics import Floats, auc
 from spymaster_assets.models.trees import BoostedTrees, Bundle
 from spymaster_assets.proof.compare import differences
-from spymaster_assets.retrieval.index import fit_index
+from spymaster_assets.retrieval.index import fit_index_unchecked
 from spymaster_assets.settings import DELAYS_S, NS, CanarySettings, RetrievalSettings, TreeSettings
 from spymaster_assets.signals.build import SignalSet, signals_to_parquet
 from spymaster_assets.store import Artifact, ArtifactStore
@@ -145,11 +145,13 @@ def planted_declared(fold: Fold) -> Canary:
 
 
 def planted_replay(fold: Fold) -> Canary:
-    """A future column that claims to be known at t0 must differ, alone, when its session is replayed as of a decision inside it.
+    """A future column that claims to be known at t0 must differ, alone, from what was known at a decision inside its session.
 
     Rows and labels of the replay are those that the stored rows of the newest validation session held by then.
     """
-    what = "a column from after the decision that claims to be known at t0, replayed as of the decision"
+    what = (
+        "a column from after the decision that claims to be known at t0, compared with what was known at the decision"
+    )
     source = fold.contract[_future(fold.delay)]
     defined = fold.validation.drop_nulls(source.name)
     if not defined.height:
@@ -363,7 +365,7 @@ def _trees(fold: Fold, train: pl.DataFrame, validation: pl.DataFrame, head: str,
     """Production trees of one head at stage A, or why there are none."""
     trees = BoostedTrees(fold.tree)
     trees.contract = contract
-    bundle = trees.fit_head(train, validation.clear(), head, fold.delay, "A", "full")
+    bundle = trees.fit_head_unchecked(train, validation.clear(), head, fold.delay, "A", "full")
     if not isinstance(bundle, Bundle):
         return str(bundle["reason"])
     rows = validation.filter(pl.Series(labelled_rows(validation, head, fold.delay, "A", contract)))
@@ -379,7 +381,7 @@ def _neighbours(fold: Fold, train: pl.DataFrame, validation: pl.DataFrame) -> di
     stage, contract = fold.retrieval.stage, fold.contract
     try:
         first_ns = int(validation["decision_ns"].to_numpy().min(initial=np.iinfo(np.int64).max))
-        index = fit_index(train, first_ns, contract, fold.retrieval, fold.delay)
+        index = fit_index_unchecked(train, first_ns, contract, fold.retrieval, fold.delay)
     except ModelError as error:
         return dict.fromkeys(CLASSIFIERS, error.what)
     said = index.query(validation, contract)[0] if validation.height else None

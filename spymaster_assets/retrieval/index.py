@@ -204,6 +204,8 @@ def _refuse_edited(arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any], 
             raise ValueError("kept names columns that are not there")
         if sorted(set(kept)) != kept or len(kept) != arrays["X"].shape[1]:
             raise ValueError(f"{len(kept)} kept columns for {arrays['X'].shape[1]} features")
+        if type(meta["asof_open_ns"]) is not int or meta["asof_open_ns"] <= 0:
+            raise ValueError("asof_open_ns is no time, so that no touch could be refused")
         for name in ("delay", "contract_sha256"):
             if not isinstance(meta[name], str):
                 raise ValueError(f"{name} is no text")
@@ -219,13 +221,13 @@ def build_index(
     require_times(rows, "the rows of the index")
     train = pl.col("date").is_in(list(fold.train))
     check_fold(fold, rows.filter(train), rows.filter(~train))
-    return fit_index(rows, fold.first_test_decision_ns, contract, settings, delay)
+    return fit_index_unchecked(rows, fold.first_test_decision_ns, contract, settings, delay)
 
 
-def fit_index(
+def fit_index_unchecked(
     rows: pl.DataFrame, first_query_ns: int, contract: Contract, settings: RetrievalSettings, delay: str
 ) -> RetrievalIndex:
-    """The index itself, for touches decided at first_query_ns or later; `build_index` has judged the rows."""
+    """The index itself, for touches decided at first_query_ns or later, of rows that were judged before, as `build_index` does."""
     outcome = f"outcome_{delay}"
     rows = rows.filter(pl.col(outcome) != "UNDEFINED").sort("ts_ns", "event_id")
     if rows.height < settings.k:

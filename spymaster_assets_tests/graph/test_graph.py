@@ -13,6 +13,8 @@ import polars as pl
 import pytest
 from mlflow import MlflowClient
 
+from spymaster_assets import store as store_module
+from spymaster_assets.assets.proof import REPORT_KEY
 from spymaster_assets.automation.demo import _QUIET
 from spymaster_assets.automation.replay_checks import CHECK
 from spymaster_assets.contract import load_contract
@@ -113,6 +115,22 @@ def test_partitions_are_sessions(demo: Demo) -> None:
     assert keys == all_sessions(demo.settings)
     assert all(date.fromisoformat(k).weekday() < 5 for k in keys)
     assert "2024-02-19" not in keys  # Presidents' Day
+
+
+def test_the_report_is_the_same_at_another_revision(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = demo.store.load("walk_forward_report", REPORT_KEY)
+    monkeypatch.setattr(store_module, "git_revision", lambda: "f" * 40)
+    with dg.instance_for_test() as instance:
+        assert (
+            demo.definitions.resolve_implicit_global_asset_job_def()
+            .execute_in_process(
+                instance=instance, asset_selection=[dg.AssetKey("walk_forward_report")], run_config=_QUIET
+            )
+            .success
+        )
+    after = demo.store.load("walk_forward_report", REPORT_KEY)
+    assert after.provenance["git_revision"] == "f" * 40 != before.provenance["git_revision"]
+    assert after.sha256 == before.sha256
 
 
 def test_one_bad_file_fails_its_session_and_no_other(demo: Demo, tmp_path: Path) -> None:

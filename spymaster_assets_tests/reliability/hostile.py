@@ -166,6 +166,7 @@ def _npz_cases(evil: bytes) -> Iterator[tuple[str, Files]]:
         "columns": ["atr", "volatility"],
         "encoded": ["atr", "volatility"],
         "kept": [0, 1],
+        "asof_open_ns": FOLD.first_test_decision_ns,
         "contract_sha256": "0" * 64,
     }
     yield "sequences.good", {"a.npz": good}
@@ -238,6 +239,7 @@ def _npz_cases(evil: bytes) -> Iterator[tuple[str, Files]]:
     yield index("huge_k", settings={**meta["settings"], "k": 10**12})  # type: ignore[dict-item]
     yield index("text_k", settings={**meta["settings"], "k": "20"})  # type: ignore[dict-item]
     yield index("unknown_setting", settings={**meta["settings"], "__class__": "x"})  # type: ignore[dict-item]
+    yield index("no_time", asof_open_ns=None)
     yield index("columns_no_list", columns="ab")
     yield index("nan_in_json", min=float("nan"))
 
