@@ -35,8 +35,6 @@ from spymaster_assets.settings import MINUTE_NS, BookSettings
 
 BOOK_PREFERENCE = ("mbp-10", "mbo", "mbp-1")
 QUOTE_PREFERENCE = (*CONSOLIDATED_QUOTE_SCHEMAS, *VENUE_QUOTE_SCHEMAS)
-QUIET_MIN = 5
-"""0DTE options of an index fund trade every second: a silence this long before the close is the end of the feed."""
 
 
 @dataclass(frozen=True)
@@ -174,15 +172,6 @@ def load_option_trades(source: OptionSource, session: Session) -> OptionTrades:
     ]
     trades = OptionTrades.join(parts, [path.name for path in source.trades])
     return trades.take((trades.ts_ns >= session.open_ns) & (trades.ts_ns < session.close_ns))
-
-
-def observed_until_ns(source: OptionSource, trades: OptionTrades, session: Session) -> int:
-    """Up to when the option feed is complete: the stated end, unless its trades stop well before the regular close."""
-    if not len(trades):
-        return source.from_ns
-    last_ns = int(trades.ts_ns[-1]) + 1
-    stops = last_ns + QUIET_MIN * MINUTE_NS < session.regular_close_ns
-    return min(source.until_ns, last_ns) if stops else source.until_ns
 
 
 def load_open_interest(source: OptionSource, session: Session) -> OpenInterest | None:

@@ -20,7 +20,6 @@ from spymaster_assets.market.feeds import (
     load_open_interest,
     load_option_trades,
     minute_coverage,
-    observed_until_ns,
     option_source,
 )
 from spymaster_assets.market.files import register_session, scan_folder
@@ -313,16 +312,6 @@ class TestBasis:
         assert identity_basis().to_strike_e9(prices, np.array([0])) is prices
         assert option_roots(SPY) == ("SPY",)
         assert option_roots(self.ES) == ("ES", "SPY")
-
-
-def test_an_option_feed_that_stops_ends_there(folder: Path) -> None:
-    source = option_source(scan_folder(folder), folder, SESSION, SPY)
-    assert source is not None
-    told = load_option_trades(source, SESSION)
-    assert observed_until_ns(source, told, SESSION) == source.until_ns
-    half = told.take(told.ts_ns < SESSION.regular_open_ns + 60 * MINUTE_NS)
-    assert observed_until_ns(source, half, SESSION) == int(half.ts_ns[-1]) + 1
-    assert observed_until_ns(source, told.take(told.ts_ns < 0), SESSION) == source.from_ns
 
 
 def test_a_basis_without_a_common_minute_is_the_fallback() -> None:
