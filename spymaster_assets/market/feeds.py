@@ -168,14 +168,18 @@ def load_option_trades(source: OptionSource, session: Session) -> OptionTrades:
     Raises MarketDataError when a file is damaged or repeats another.
     """
     expiry = date.fromisoformat(session.key)
+    names = [path.name for path in source.trades]
+    if not source.definitions:
+        flat = [option_trades_from_csv(path, source.root, expiry) for path in source.trades]
+        trades = OptionTrades.join(flat, names)
+        return trades.take((trades.ts_ns >= session.open_ns) & (trades.ts_ns < session.close_ns))
+    # cut before the parts meet: what a file of several days says of the others is neither a fault nor a repeat of this one
+    received_ns = (session.open_ns, session.close_ns)
     parts = [
-        option_trades_from_dbn(path, source.definitions, source.root, expiry, source.quotes)
-        if source.definitions
-        else option_trades_from_csv(path, source.root, expiry)
+        option_trades_from_dbn(path, source.definitions, source.root, expiry, source.quotes, received_ns)
         for path in source.trades
     ]
-    trades = OptionTrades.join(parts, [path.name for path in source.trades])
-    return trades.take((trades.ts_ns >= session.open_ns) & (trades.ts_ns < session.close_ns))
+    return OptionTrades.join(parts, names)
 
 
 def load_open_interest(source: OptionSource, session: Session) -> OpenInterest | None:

@@ -299,15 +299,19 @@ def option_trades_from_dbn(
     root: str,
     expiry: date | None = None,
     quotes_paths: Sequence[Path] = (),
+    received_ns: tuple[int, int] | None = None,
 ) -> OptionTrades:
     """Trades of options on `root` (all expiries, or one) from a DBN file of schema trades, tbbo or tcbbo.
 
     The file may hold other instruments too: the definitions, of one or more files, say by id what is taken. quotes_paths (mbp-1, cmbp-1,
     cbbo-1s or cbbo-1m, all of one schema) give each trade the last quote received strictly before it; tbbo and tcbbo bring their own.
-    Raises MarketDataError when a file is damaged.
+    Of records outside of received_ns (from, until) nothing is taken or counted. Raises MarketDataError when a file is damaged.
     """
     definitions = read_definitions(definitions_paths, root)
     records = read_records(trades_path, {"trades": SCHEMAS["trades"], **QUOTED_TRADE_SCHEMAS})
+    if received_ns is not None:
+        from_ns, until_ns = (np.uint64(t) for t in received_ns)
+        records = records[(records["ts_recv"] >= from_ns) & (records["ts_recv"] < until_ns)]
     ids = records["instrument_id"].astype(np.int64)
     at = np.searchsorted(definitions.instrument_id, ids)
     known = at < len(definitions.instrument_id)

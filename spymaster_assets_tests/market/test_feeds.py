@@ -16,6 +16,7 @@ from spymaster_assets.market.basis import identity_basis, measured_basis, option
 from spymaster_assets.market.book import book_from_parquet, book_to_parquet
 from spymaster_assets.market.dbn import UNDEFINED_PRICE, read_header, read_records
 from spymaster_assets.market.feeds import (
+    OptionSource,
     book_files,
     load_book,
     load_open_interest,
@@ -153,6 +154,42 @@ def test_option_trades_in_consecutive_files_are_one_feed(folder: Path, tmp_path:
     morning = option_source(scan_folder(tmp_path), tmp_path, SESSION, SPY)
     assert morning is not None
     assert morning.until_ns == noon
+
+
+def test_other_days_of_a_file_are_neither_counted_nor_compared(folder: Path, tmp_path: Path) -> None:
+    """A file of two days: yesterday's options have no definition today, and yesterday lies in a second file too."""
+    copied(folder, tmp_path)
+    path = next(tmp_path.glob("spy-opt-*.trades.dbn.zst"))
+    names, records, dataset = names_of(path), read_records(path), read_header(path).dataset
+    expected = load_option_trades(option_source_of(tmp_path), SESSION)
+    day_ns = 24 * 60 * MINUTE_NS
+    yesterday = records[:300].copy()
+    yesterday["ts_recv"] -= np.uint64(day_ns)
+    yesterday["ts_event"] -= np.uint64(day_ns)
+    expired = yesterday.copy()
+    expired["instrument_id"] += 500_000
+    named = names | {int(n): "SPY   240131C00480000" for n in np.unique(expired["instrument_id"])}
+    opens_ns, closes_ns = SESSION.open_ns, SESSION.close_ns
+    for name, content, end_ns in (
+        ("two-days", np.concatenate([expired, yesterday, records]), closes_ns),
+        ("again", yesterday, SESSION.regular_open_ns + MINUTE_NS),
+    ):
+        content = content[np.argsort(content["ts_recv"], kind="stable")]
+        data = dbn_bytes(content, "trades", named, opens_ns - day_ns, end_ns, dataset=dataset)
+        (tmp_path / f"{name}.dbn.zst").write_bytes(data)
+    path.unlink()
+    source = option_source_of(tmp_path)
+    assert len(source.trades) == 2
+    found = load_option_trades(source, SESSION)
+    assert_same_trades(found, expected)
+    assert found.undefined == expected.undefined == 0
+    assert set(found.symbols) == set(expected.symbols)
+
+
+def option_source_of(folder: Path) -> OptionSource:
+    source = option_source(scan_folder(folder), folder, SESSION, SPY)
+    assert source is not None
+    return source
 
 
 def test_a_future_and_its_options_may_lie_in_one_file(tmp_path: Path) -> None:
