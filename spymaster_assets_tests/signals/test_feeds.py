@@ -166,7 +166,21 @@ def test_option_levels_take_rows_only_where_they_stand_for_another(market: Marke
 BARRIER = [c.name for c in CONTRACT.columns if "book" in c.feeds]
 
 
+OF_BASELINE = ["wall_ratio", "wall_ratio_nonzero", "wall_ratio_log", "liquidity_pressure", "net_break_pressure"]
+"""Columns that rest on the half hour before t0 as well as on the window."""
+
+
 class TestHolesInTheBook:
+    def test_the_margin_before_the_open_gives_the_first_touches_their_baseline(
+        self, market: Market, everything: SignalSet
+    ) -> None:
+        told = everything.frame.filter(pl.col("wall_ratio").is_not_null())
+        assert told["minutes_since_open"].min() <= 5
+        opens_ns = market.bars.session.regular_open_ns
+        late = market.signals(ALL, self.without(market.book, 0, opens_ns)).frame
+        assert late.filter(pl.col("wall_ratio").is_not_null())["minutes_since_open"].min() >= 29
+        assert late["barrier_delta_liq"].equals(everything.frame["barrier_delta_liq"])
+
     def without(self, book: BookSnapshots, from_ns: int, until_ns: int) -> BookSnapshots:
         keep = (book.ts_ns < from_ns) | (book.ts_ns >= until_ns)
         arrays = ("ts_ns", "bid_px_e9", "bid_sz", "ask_px_e9", "ask_sz")
@@ -187,10 +201,22 @@ class TestHolesInTheBook:
             if not seen:
                 assert at[name].null_count() == at.height, name
         assert at["barrier_delta_liq"].is_not_null().any() == seen
-        far = (pl.col("ts_ns") > until_ns + 31 * MINUTE_NS) | (pl.col("ts_ns") + 240 * NS < from_ns - 30 * NS)
+        ts_ns = pl.col("ts_ns")
         trends = [n for n in BARRIER if n.endswith("_trend")]
-        other = [n for n in CONTRACT.schema if n not in trends]
-        assert made.filter(far).select(other).equals(everything.frame.filter(far).select(other))
+        for names, before_ns in (
+            (OF_BASELINE, 30 * MINUTE_NS),
+            ([n for n in CONTRACT.schema if n not in OF_BASELINE], 0),
+        ):
+            far = (ts_ns >= until_ns + before_ns) | (ts_ns + 240 * NS < from_ns - 30 * NS)
+            other = [n for n in names if n not in trends]
+            assert made.filter(far).height > 0
+            assert made.filter(far).select(other).equals(everything.frame.filter(far).select(other))
+        silent = made.filter(ts_ns.is_between(until_ns, until_ns + 29 * MINUTE_NS))
+        assert silent["barrier_delta_liq"].is_not_null().any()
+        if length_s > 30:
+            assert silent.select(OF_BASELINE).null_count().sum_horizontal().item() == silent.height * len(OF_BASELINE)
+        else:
+            assert silent["wall_ratio"].is_not_null().any()
 
     def test_the_end_of_the_book_counts_as_a_hole(self, market: Market, everything: SignalSet) -> None:
         ends_ns = int(market.book.ts_ns[-1])
@@ -344,6 +370,12 @@ def test_coverage_agrees_with_a_plain_loop(seed: int) -> None:
 
     found = Coverage.of(spoken, gap, begins, ends).unbroken(start, stop)
     assert found.tolist() == [plain(int(a), int(b)) for a, b in zip(start, stop, strict=True)]
+
+    def alone(a: int, b: int) -> bool:
+        return all(y - x <= gap for x, y in pairwise([a, *(s for s in spoken.tolist() if a <= s < b), b]))
+
+    heard = Coverage.of(spoken, gap).heard(start, stop)
+    assert heard.tolist() == [alone(int(a), int(b)) for a, b in zip(start, stop, strict=True)]
 
 
 def strike_market(size: int, minutes: int, near: Callable[[int], bool]) -> pl.DataFrame:
