@@ -27,7 +27,6 @@ from spymaster_assets.market.feeds import (
     load_book,
     load_open_interest,
     load_option_trades,
-    observed_until_ns,
     option_source,
 )
 from spymaster_assets.market.files import SessionFiles, register_session, scan_folder
@@ -269,7 +268,7 @@ def feeds_of(
         if until_ns is not None:
             trades = trades.take(trades.ts_ns < until_ns)
         flow = option_flow(trades, tape.ts_ns, tape.price_e9, CALENDARS[symbol], OptionSettings())
-        until = observed_until_ns(source, trades, session) if until_ns is None else min(until_ns, source.until_ns)
+        until = source.until_ns if until_ns is None else min(until_ns, source.until_ns)
         options = OptionFeed(
             flow,
             source.root,

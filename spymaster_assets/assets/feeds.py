@@ -25,7 +25,6 @@ from spymaster_assets.market.feeds import (
     load_open_interest,
     load_option_trades,
     minute_coverage,
-    observed_until_ns,
     option_source,
 )
 from spymaster_assets.market.files import FileEntry, SessionFiles, register_session
@@ -139,7 +138,7 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
         deps=["market_files", "ohlcv_bars", spot_basis],
         kinds={"databento", "numba"},
         code_version=fingerprint(
-            calendar.rules, settings.option, option_settings(settings.option, profile, profile.root).multiplier, "2"
+            calendar.rules, settings.option, option_settings(settings.option, profile, profile.root).multiplier, "3"
         ),
         description="0DTE option trades with aggressor, spot at the time, implied volatility, greeks and dealer gamma, from DBN files and "
         "their definitions or a flat CSV file; without them the statement that the feed is missing.",
@@ -181,7 +180,7 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
                     "schema": files.schema,
                     "root": files.root,
                     "from_ns": files.from_ns,
-                    "until_ns": observed_until_ns(files, trades, session),
+                    "until_ns": files.until_ns,
                     "trades": len(trades),
                     "undefined_trades": trades.undefined,
                     "contracts": len(trades.symbols),

@@ -45,7 +45,7 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
         ],
         kinds={"parquet"},
         code_version=fingerprint(
-            calendar.rules, profile.points_per_spy_dollar, settings.signal, settings.option, contract.level_codes, "3"
+            calendar.rules, profile.points_per_spy_dollar, settings.signal, settings.option, contract.level_codes, "4"
         ),
         description="Levels as they were known when each regular-hours minute opened, and the minute context behind them; "
         "averages reach over warm-up sessions and are adjusted at contract rolls.",
@@ -105,7 +105,7 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
             settings.option,
             settings.label,
             contract.sha256,
-            "2",
+            "3",
         ),
         description="One row per touch episode with all features and labels of features.json, with schema version and contract hash "
         "in the file.",

@@ -35,8 +35,6 @@ from spymaster_assets.settings import MINUTE_NS, BookSettings
 
 BOOK_PREFERENCE = ("mbp-10", "mbo", "mbp-1")
 QUOTE_PREFERENCE = (*CONSOLIDATED_QUOTE_SCHEMAS, *VENUE_QUOTE_SCHEMAS)
-QUIET_MIN = 5
-"""0DTE options of an index fund trade every second: a silence this long before the close is the end of the feed."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +42,9 @@ class OptionSource:
     """Files of a session's option trades: DBN files with their definitions and, if there are, quotes, or one flat CSV file."""
 
     trades: tuple[Path, ...]
-    definitions: Path | None
+    definitions: tuple[Path, ...]
     quotes: tuple[Path, ...]
-    statistics: Path | None
+    statistics: tuple[Path, ...]
     root: str
     schema: str
     from_ns: int
@@ -55,8 +53,7 @@ class OptionSource:
     @property
     def files(self) -> tuple[Path, ...]:
         """All of them."""
-        single = (self.definitions, self.statistics)
-        return (*self.trades, *self.quotes, *(p for p in single if p is not None))
+        return (*self.trades, *self.quotes, *self.definitions, *self.statistics)
 
 
 def book_files(entries: Sequence[FileEntry], session: Session, instrument: Instrument) -> tuple[FileEntry, ...]:
@@ -105,20 +102,25 @@ def option_source(
 ) -> OptionSource | None:
     """Where the session's option trades are, of the instrument's own options or else of SPY's; None when there are none.
 
-    A root counts when a definition file defines an option on it that expires on the session's day; then every file of that dataset counts
-    that brings trades of such an id, whatever else is in it. Without DBN files a flat file of option trades whose name holds the
-    session's date serves (`YYYY-MM-DD.csv.gz`). Raises MarketDataError when two flat files claim the session.
+    A root counts when the definition files of a dataset that know it define an option on it that expires on the session's day; then
+    every file of that dataset counts that brings trades of such an id, whatever else is in it. Without DBN files a flat file of
+    option trades whose name holds the session's date serves (`YYYY-MM-DD.csv.gz`). Raises MarketDataError when two flat files claim
+    the session or two definition files contradict each other.
     """
     # regular hours, not the session: daily files are cut at midnight UTC, which lies inside sessions
     candidates = [e for e in entries if e.overlaps(session.regular_open_ns, session.regular_close_ns)]
     defined = [e for e in candidates if e.header.schema == "definition"]
+    datasets = list(dict.fromkeys(e.header.dataset for e in defined))
     day = date.fromisoformat(session.key)
-    for root, definition in product(option_roots(instrument), defined):
-        found = read_definitions(definition.path, root)
+    for root, dataset in product(option_roots(instrument), datasets):
+        chain = [e.path for e in defined if e.header.dataset == dataset and read_definitions(e.path, root).wanted.any()]
+        if not chain:
+            continue
+        found = read_definitions(chain, root)
         expiring = set(found.instrument_id[found.wanted & (found.expiry == day.toordinal())].tolist())
         if not expiring:
             continue
-        same = [e for e in candidates if e.header.dataset == definition.header.dataset]
+        same = [e for e in candidates if e.header.dataset == dataset]
         mine = [e for e in same if not e.header.symbols or any(s.instrument_id in expiring for s in e.header.symbols)]
         trades = [e for e in mine if e.header.schema == "trades" or e.header.schema in QUOTED_TRADE_SCHEMAS]
         if not trades:
@@ -128,9 +130,9 @@ def option_source(
         from_ns, until_ns = _reach(trades, session)
         return OptionSource(
             tuple(e.path for e in trades),
-            definition.path,
+            tuple(chain),
             tuple(e.path for e in mine if e.header.schema == quoted) if "trades" in schemas else (),
-            next((e.path for e in mine if e.header.schema == "statistics"), None),
+            tuple(e.path for e in mine if e.header.schema == "statistics"),
             root,
             "+".join(schemas),
             from_ns,
@@ -147,7 +149,7 @@ def option_source(
             remedy="delete the one that repeats the other",
         )
     # a flat file states no range: it is the whole day's
-    return OptionSource(tuple(csv), None, (), None, "SPY", "csv", session.open_ns, session.close_ns) if csv else None
+    return OptionSource(tuple(csv), (), (), (), "SPY", "csv", session.open_ns, session.close_ns) if csv else None
 
 
 def _reach(trades: Sequence[FileEntry], session: Session) -> tuple[int, int]:
@@ -166,28 +168,23 @@ def load_option_trades(source: OptionSource, session: Session) -> OptionTrades:
     Raises MarketDataError when a file is damaged or repeats another.
     """
     expiry = date.fromisoformat(session.key)
+    names = [path.name for path in source.trades]
+    if not source.definitions:
+        flat = [option_trades_from_csv(path, source.root, expiry) for path in source.trades]
+        trades = OptionTrades.join(flat, names)
+        return trades.take((trades.ts_ns >= session.open_ns) & (trades.ts_ns < session.close_ns))
+    # cut before the parts meet: what a file of several days says of the others is neither a fault nor a repeat of this one
+    received_ns = (session.open_ns, session.close_ns)
     parts = [
-        option_trades_from_csv(path, source.root, expiry)
-        if source.definitions is None
-        else option_trades_from_dbn(path, source.definitions, source.root, expiry, source.quotes)
+        option_trades_from_dbn(path, source.definitions, source.root, expiry, source.quotes, received_ns)
         for path in source.trades
     ]
-    trades = OptionTrades.join(parts, [path.name for path in source.trades])
-    return trades.take((trades.ts_ns >= session.open_ns) & (trades.ts_ns < session.close_ns))
-
-
-def observed_until_ns(source: OptionSource, trades: OptionTrades, session: Session) -> int:
-    """Up to when the option feed is complete: the stated end, unless its trades stop well before the regular close."""
-    if not len(trades):
-        return source.from_ns
-    last_ns = int(trades.ts_ns[-1]) + 1
-    stops = last_ns + QUIET_MIN * MINUTE_NS < session.regular_close_ns
-    return min(source.until_ns, last_ns) if stops else source.until_ns
+    return OptionTrades.join(parts, names)
 
 
 def load_open_interest(source: OptionSource, session: Session) -> OpenInterest | None:
     """Open interest of the options that expire on the session's day, as published before the regular open; None without the feed."""
-    if source.statistics is None or source.definitions is None:
+    if not source.statistics:
         return None
     definitions = read_definitions(source.definitions, source.root)
     return read_open_interest(source.statistics, definitions, date.fromisoformat(session.key), session.regular_open_ns)

@@ -166,7 +166,7 @@ class OpenInterest:
 
 @dataclass(frozen=True)
 class OptionDefinitions:
-    """Instruments of a definition file, arrays (m,) sorted by instrument id; `wanted` marks options of the root asked for."""
+    """Instruments of definition files, arrays (m,) sorted by instrument id; `wanted` marks options of the root asked for."""
 
     instrument_id: NDArray[np.int64]
     raw_symbol: NDArray[np.bytes_]
@@ -176,12 +176,37 @@ class OptionDefinitions:
     wanted: NDArray[np.bool_]
 
 
-def read_definitions(path: Path, root: str) -> OptionDefinitions:
-    """Definitions of a DBN file of any version; `wanted` is true for puts and calls on `root` or its futures.
+def read_definitions(paths: Path | Sequence[Path], root: str) -> OptionDefinitions:
+    """Definitions of one or more DBN files of any version; `wanted` is true for puts and calls on `root` or its futures.
 
     An adjusted contract (root SPY1) has the underlying SPY too, but delivers something else: it is not wanted.
-    Raises MarketDataError when the file is damaged, an option lacks strike or expiry, or an id has two meanings.
+    Raises MarketDataError when a file is damaged, an option lacks strike or expiry, or an id has two meanings in one file or two.
     """
+    paths = (paths,) if isinstance(paths, Path) else tuple(paths)
+    parts = [_wanted_of(path, root) for path in paths]
+    if len(parts) == 1:
+        return parts[0]
+    columns = {f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(OptionDefinitions)}
+    file = np.repeat(np.arange(len(parts)), [len(p.instrument_id) for p in parts])
+    order = np.argsort(columns["instrument_id"], kind="stable")
+    file, columns = file[order], {name: values[order] for name, values in columns.items()}
+    ids = columns["instrument_id"]
+    same = ids[1:] == ids[:-1]
+    for name, values in columns.items():
+        clash = same & (values[1:] != values[:-1])
+        if clash.any():
+            at = int(clash.argmax())
+            raise MarketDataError(
+                f"instrument id {int(ids[at])} has another {name} in one definition file than in the other",
+                where=f"{paths[file[at]]}, {paths[file[at + 1]]}",
+                expected="one meaning an id",
+                remedy="delete the file that is of another day: ids are given out anew each day",
+            )
+    first = np.append(True, ~same)[: len(ids)]
+    return OptionDefinitions(**{name: values[first] for name, values in columns.items()})
+
+
+def _wanted_of(path: Path, root: str) -> OptionDefinitions:
     try:
         told = path.stat()
     except OSError:
@@ -193,7 +218,7 @@ def read_definitions(path: Path, root: str) -> OptionDefinitions:
     return replace(definitions, wanted=definitions.wanted & _is_underlying(underlying, root) & own_root)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def _definitions(path: Path, size_bytes: int, mtime_ns: int) -> tuple[OptionDefinitions, NDArray[np.bytes_]]:
     """Definitions with every option wanted, and the underlying of each; read once as long as the file is the same."""
     header = read_header(path)
@@ -241,21 +266,28 @@ def _is_underlying(names: NDArray[np.bytes_], root: str) -> NDArray[np.bool_]:
     return np.array([bool(pattern.fullmatch(name.decode(errors="replace"))) for name in distinct], bool)[inverse]
 
 
-def read_open_interest(path: Path, definitions: OptionDefinitions, expiry: date, until_ns: int) -> OpenInterest:
-    """Open interest of the wanted options of one expiry from a `statistics` file, as last published before until_ns.
+def read_open_interest(
+    paths: Path | Sequence[Path], definitions: OptionDefinitions, expiry: date, until_ns: int
+) -> OpenInterest:
+    """Open interest of the wanted options of one expiry from `statistics` files, as last published before until_ns.
 
-    Every venue repeats the same number, so the last one of a contract counts. Raises MarketDataError when the file is damaged.
+    Every venue repeats the same number, so the last one of a contract counts. Raises MarketDataError when a file is damaged.
     """
-    records = read_records(path, {"statistics": (STATISTICS_DTYPES[read_header(path).version], 0x18)})
-    told = (records["stat_type"] == _OPEN_INTEREST) & (records["update_action"] == _NEW_STATISTIC)
-    records = records[told & (records["ts_recv"] < np.uint64(until_ns))]
-    ids = records["instrument_id"].astype(np.int64)
+    parts = []
+    for path in (paths,) if isinstance(paths, Path) else paths:
+        records = read_records(path, {"statistics": (STATISTICS_DTYPES[read_header(path).version], 0x18)})
+        told = (records["stat_type"] == _OPEN_INTEREST) & (records["update_action"] == _NEW_STATISTIC)
+        records = records[told & (records["ts_recv"] < np.uint64(until_ns))]
+        parts.append({name: records[name].astype(np.int64) for name in ("ts_recv", "instrument_id", "quantity")})
+    columns = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+    order = np.argsort(columns["ts_recv"], kind="stable")
+    ids, quantity = columns["instrument_id"][order], columns["quantity"][order]
     at = np.minimum(np.searchsorted(definitions.instrument_id, ids), max(len(definitions.instrument_id) - 1, 0))
     mine = np.zeros(len(ids), bool)
     if len(definitions.instrument_id):
         mine = (definitions.instrument_id[at] == ids) & definitions.wanted[at]
         mine &= definitions.expiry[at] == expiry.toordinal()
-    at, quantity = at[mine], records["quantity"][mine].astype(np.int64)
+    at, quantity = at[mine], quantity[mine]
     # the first of the reversed rows is the last published
     contract, last = np.unique(at[::-1], return_index=True)
     return OpenInterest(definitions.strike_e9[contract], definitions.is_call[contract], quantity[::-1][last])
@@ -263,19 +295,23 @@ def read_open_interest(path: Path, definitions: OptionDefinitions, expiry: date,
 
 def option_trades_from_dbn(
     trades_path: Path,
-    definitions_path: Path,
+    definitions_paths: Path | Sequence[Path],
     root: str,
     expiry: date | None = None,
     quotes_paths: Sequence[Path] = (),
+    received_ns: tuple[int, int] | None = None,
 ) -> OptionTrades:
     """Trades of options on `root` (all expiries, or one) from a DBN file of schema trades, tbbo or tcbbo.
 
-    The file may hold other instruments too: definitions say by id what is taken. quotes_paths (mbp-1, cmbp-1, cbbo-1s or cbbo-1m, all of
-    one schema) give each trade the last quote received strictly before it; tbbo and tcbbo bring their own. Raises MarketDataError when
-    a file is damaged.
+    The file may hold other instruments too: the definitions, of one or more files, say by id what is taken. quotes_paths (mbp-1, cmbp-1,
+    cbbo-1s or cbbo-1m, all of one schema) give each trade the last quote received strictly before it; tbbo and tcbbo bring their own.
+    Of records outside of received_ns (from, until) nothing is taken or counted. Raises MarketDataError when a file is damaged.
     """
-    definitions = read_definitions(definitions_path, root)
+    definitions = read_definitions(definitions_paths, root)
     records = read_records(trades_path, {"trades": SCHEMAS["trades"], **QUOTED_TRADE_SCHEMAS})
+    if received_ns is not None:
+        from_ns, until_ns = (np.uint64(t) for t in received_ns)
+        records = records[(records["ts_recv"] >= from_ns) & (records["ts_recv"] < until_ns)]
     ids = records["instrument_id"].astype(np.int64)
     at = np.searchsorted(definitions.instrument_id, ids)
     known = at < len(definitions.instrument_id)

@@ -83,7 +83,8 @@ def barrier_features(
       approach, as far as seen, over the size per tick of that side in [start - baseline_s, start);
     * sizes are divided by what the instrument's unit is of an ES contract, so that one set of thresholds serves SPY shares and MES too;
     * a snapshot whose defending side is empty is not usable, and a touch without a pair of usable ones has no values;
-    * more than max_gap_s without a snapshot that reach into a window are a hole: what was added and lost in it is not known.
+    * more than max_gap_s without a snapshot that reach into a window are a hole: what was added and lost in it is not known. So long a
+      silence within the baseline leaves no wall_ratio.
     """
     s = settings or BarrierSettings()
     sign = np.ascontiguousarray(direction_sign, np.int64)
@@ -92,10 +93,9 @@ def barrier_features(
     first = np.searchsorted(book.ts_ns, start_ns, side="left")
     last_ns = _whole_buckets(stop_ns, book.bucket_ns)
     last = np.searchsorted(book.ts_ns, last_ns, side="left")
-    base_first = np.searchsorted(book.ts_ns, start_ns - s.baseline_s * NS, side="left")
-    base_last = np.maximum(
-        base_first, np.searchsorted(book.ts_ns, _whole_buckets(start_ns, book.bucket_ns), side="left")
-    )
+    base_start_ns, base_last_ns = start_ns - s.baseline_s * NS, _whole_buckets(start_ns, book.bucket_ns)
+    base_first = np.searchsorted(book.ts_ns, base_start_ns, side="left")
+    base_last = np.maximum(base_first, np.searchsorted(book.ts_ns, base_last_ns, side="left"))
     measured = _barriers(
         book.ts_ns,
         (book.bid_px_e9, book.ask_px_e9),
@@ -120,7 +120,9 @@ def barrier_features(
     added, cancelled, filled, depth = (v / units for v in (added, cancelled, filled, depth))
     baseline, baseline_count = _baseline(book, base_first, base_last, sign, instrument.tick_e9)
     baseline = baseline / units
-    usable = seen & (wall_ticks > 0) & (baseline_count >= s.baseline_min_snapshots) & (baseline > 0)
+    coverage = Coverage.of(book.ts_ns, s.max_gap_s * NS)
+    observed = coverage.heard(base_start_ns, base_last_ns)
+    usable = seen & observed & (wall_ticks > 0) & (baseline_count >= s.baseline_min_snapshots) & (baseline > 0)
     wall = np.divide(depth, wall_ticks * baseline, out=np.full(len(sign), np.nan), where=usable)
     return BarrierFeatures(
         state=np.where(seen, _states(added, cancelled, filled, delta, ratio, depth, wall_ticks > 0, s), -1).astype(
@@ -135,7 +137,7 @@ def barrier_features(
         snapshot_count=snapshots,
         pair_count=pairs,
         baseline_count=baseline_count,
-        complete=(stop_ns == full_ns) & Coverage.of(book.ts_ns, s.max_gap_s * NS).unbroken(start_ns, last_ns),
+        complete=(stop_ns == full_ns) & coverage.unbroken(start_ns, last_ns),
     )
 
 

@@ -319,7 +319,7 @@ def _option_columns(
     session: Session,
     option: OptionSettings,
 ) -> dict[str, Any]:
-    ledger = gamma_ledger(options.flow, max(options.from_ns, session.regular_open_ns), options.until_ns, option)
+    ledger = gamma_ledger(options.flow, session.regular_open_ns, options.until_ns, option, options.from_ns)
     dealers = dealer_features(ledger, t0, options.basis.to_strike_e9(level_e9, t0), option, options.dollar_e9)
     columns: dict[str, Any] = {f.name: getattr(dealers, f.name) for f in fields(dealers)}
     for name in ("fuel_effect", "gamma_bucket"):
@@ -329,7 +329,7 @@ def _option_columns(
     if options.open_interest is not None:
         band = round(option.strike_range_usd * options.dollar_e9)
         interest = open_interest_gamma(options.flow, options.open_interest, strike_e9, t0, band, option.multiplier)
-        columns["open_interest_gamma"] = np.where(ledger.tells(t0, t0), interest, np.nan)
+        columns["open_interest_gamma"] = np.where(ledger.covers(t0), interest, np.nan)
     return columns | {
         "dist_to_gamma_flip": (strike_e9 - flip) / options.dollar_e9,
         "wall_confluence": np.where(ledger.tells(t0 - option.wall_min * MINUTE_NS, t0), wall_score, np.nan),

@@ -26,7 +26,7 @@ from spymaster_assets.signals.context import (
     take,
     two_minute_history,
 )
-from spymaster_assets.signals.options import OptionFeed, strike_levels, wall_levels
+from spymaster_assets.signals.options import OptionFeed, option_coverage, strike_levels, wall_levels
 from spymaster_assets.store import Artifact, dump_json
 
 LEVEL_COLUMNS = ("start_ns", "level_kind", "level_kind_name", "level_price_e9", "strike_e9")
@@ -207,11 +207,12 @@ def _option_levels(
     settings: OptionSettings,
     contract: Contract,
 ) -> list[pl.DataFrame]:
-    """Walls and strikes as known when each bar starts, in points; strikes only near the last close."""
+    """Walls and strikes as known when each bar starts, in points; strikes only near the last close, and only while no trade since the
+    open can be missing: which strikes passed the volume would not be known."""
     basis = options.basis
     until_ns = min(options.until_ns, session.regular_close_ns)
     parts = []
-    for kind, series in wall_levels(options.flow, session, settings, until_ns).items():
+    for kind, series in wall_levels(options.flow, session, settings, until_ns, options.from_ns).items():
         at = np.searchsorted(series.known_ns, start_ns, side="right") - 1
         price = (
             np.where(at >= 0, series.price_e9[np.maximum(at, 0)], np.nan) if len(at) and len(series.price_e9) else None
@@ -222,6 +223,8 @@ def _option_levels(
             parts.append(_rows(start_ns[known], kind, np.rint(points).astype(np.int64), contract, price[known]))
     strikes = strike_levels(options.flow, session, settings, until_ns)
     closed = np.searchsorted(context["end_ns"].to_numpy(), start_ns, side="right").astype(np.int64) - 1
+    coverage = option_coverage(options.flow, session.regular_open_ns, until_ns, settings, options.from_ns)
+    whole = coverage.unbroken(session.regular_open_ns, start_ns)
     if len(strikes.price_e9) and len(start_ns):
         count = np.searchsorted(strikes.known_ns, start_ns, side="right")
         points = basis.to_points_e9(
@@ -230,9 +233,7 @@ def _option_levels(
         last = np.where(closed >= 0, context["close_e9"].to_numpy()[np.maximum(closed, 0)], 0)
         reach = settings.strike_reach_usd * instrument.spy_dollar_e9
         near = np.abs(points - last[:, None]) <= reach
-        near &= (np.arange(points.shape[1])[None, :] < count[:, None]) & ((closed >= 0) & (start_ns <= until_ns))[
-            :, None
-        ]
+        near &= (np.arange(points.shape[1])[None, :] < count[:, None]) & ((closed >= 0) & whole)[:, None]
         row, column = np.nonzero(near)
         price = np.rint(points[row, column]).astype(np.int64)
         parts.append(_rows(start_ns[row], "STRIKE", price, contract, strikes.price_e9[column]))

@@ -113,26 +113,23 @@ class OptionFeed:
 
 @dataclass(frozen=True)
 class GammaLedger:
-    """Dealer gamma by strike and time: strike_e9 (m,) ascending; trades of strike k are rows offset[k]:offset[k + 1] of ts_ns and
-    total (n,), the running sum of the strike. It knows the trades of [from_ns, until_ns), but for the holes of `coverage`."""
+    """Dealer gamma by strike and time since open_ns: strike_e9 (m,) ascending; trades of strike k are rows offset[k]:offset[k + 1] of
+    ts_ns and total (n,), the running sum of the strike. `coverage` says from when to when and with which holes the feed was there."""
 
     strike_e9: NDArray[np.int64]
     offset: NDArray[np.int64]
     ts_ns: NDArray[np.int64]
     total: NDArray[np.float64]
-    from_ns: int
-    until_ns: int
-    first_ns: int
+    open_ns: int
     coverage: Coverage
 
     def covers(self, t_ns: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether the running sums are known at each time: the feed reaches it, had told at least one trade and has had no hole."""
-        return self.tells(np.full(len(t_ns), self.from_ns), t_ns)
+        """Whether the running sums are known at each time: the feed was there at open_ns, reaches it and has had no hole."""
+        return self.coverage.unbroken(self.open_ns, t_ns + 1)
 
     def tells(self, after_ns: NDArray[np.int64], t_ns: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether the flow of (after, t] is known, from the feed's start on: as `covers`, for holes that reach into that time."""
-        reached = (t_ns >= self.from_ns) & (t_ns < self.until_ns) & (t_ns >= self.first_ns)
-        return reached & self.coverage.unbroken(np.maximum(after_ns, self.from_ns), t_ns + 1)
+        """Whether the flow of (after, t] is known, of which what lies before open_ns is none: as `covers`, for holes of that time."""
+        return self.coverage.unbroken(np.maximum(after_ns, self.open_ns), t_ns + 1)
 
 
 @dataclass(frozen=True)
@@ -515,13 +512,27 @@ def flow_from_parquet(data: bytes, where: str = "option flow") -> OptionFlow:
     return OptionFlow(**{f.name: frame[f.name].to_numpy() for f in fields(OptionFlow)})
 
 
-def gamma_ledger(flow: OptionFlow, from_ns: int, until_ns: int, settings: OptionSettings) -> GammaLedger:
-    """Running dealer gamma by strike of the trades received in [from_ns, until_ns), the time the feed covers.
+def option_coverage(
+    flow: OptionFlow, open_ns: int, until_ns: int, settings: OptionSettings, from_ns: int | None = None
+) -> Coverage:
+    """Coverage, from open_ns on, of a feed of the time [from_ns, until_ns), from_ns being open_ns unless given.
 
-    A silence longer than max_gap_min is a hole: the trades of that time are missing, not absent. A strike's sums are added up in
-    receive order, so that later trades cannot change earlier sums by a bit.
+    A silence longer than max_gap_min is a hole: the trades of that time are missing, not absent. Sums that begin at open_ns are known
+    while it is unbroken from there.
     """
+    from_ns = open_ns if from_ns is None else max(open_ns, from_ns)
     first, last = np.searchsorted(flow.ts_ns, [from_ns, until_ns])
+    return Coverage.of(flow.ts_ns[first:last], settings.max_gap_min * MINUTE_NS, from_ns, until_ns)
+
+
+def gamma_ledger(
+    flow: OptionFlow, open_ns: int, until_ns: int, settings: OptionSettings, from_ns: int | None = None
+) -> GammaLedger:
+    """Running dealer gamma by strike of the trades received in [open_ns, until_ns) by a feed that begins at from_ns (default: open_ns).
+
+    A strike's sums are added up in receive order, so that later trades cannot change earlier sums by a bit.
+    """
+    first, last = np.searchsorted(flow.ts_ns, [open_ns, until_ns])
     ts_ns, strike = flow.ts_ns[first:last], flow.strike_e9[first:last]
     order = np.argsort(strike, kind="stable")
     strikes, start = np.unique(strike[order], return_index=True)
@@ -531,10 +542,8 @@ def gamma_ledger(flow: OptionFlow, from_ns: int, until_ns: int, settings: Option
         offset=offset,
         ts_ns=ts_ns[order],
         total=_running_totals(flow.dealer_gamma[first:last][order], offset),
-        from_ns=from_ns,
-        until_ns=until_ns,
-        first_ns=int(ts_ns[0]) if len(ts_ns) else until_ns,
-        coverage=Coverage.of(ts_ns, settings.max_gap_min * MINUTE_NS),
+        open_ns=open_ns,
+        coverage=option_coverage(flow, open_ns, until_ns, settings, from_ns),
     )
 
 
@@ -670,7 +679,8 @@ class DealerFeatures:
     """Features of touches, arrays (n,): the columns of the groups fuel and dealer_velocity in features.json by their names.
 
     fuel_effect holds None and numbers NaN without coverage, gamma_bucket then says UNKNOWN; a flow whose windows begin before
-    the feed does or meet a hole is NaN too, rather than a sum over a shorter time. What sums since the open is NaN from a hole on.
+    the open or the feed does, or meet a hole, is NaN too, rather than a sum over a shorter time. What sums since the open is NaN from a
+    hole on, and always where the feed begins later.
     """
 
     gamma_exposure: NDArray[np.float64]
@@ -703,7 +713,7 @@ def dealer_features(
             if minutes not in held:
                 held[minutes] = net_gamma(ledger, level_e9, t0_ns - minutes * MINUTE_NS, band)
         after_ns = t0_ns - from_min * MINUTE_NS
-        whole = (after_ns >= ledger.from_ns) & ledger.tells(after_ns, t0_ns)
+        whole = (after_ns >= ledger.open_ns) & ledger.tells(after_ns, t0_ns)
         return np.where(whole, held[to_min] - held[from_min], np.nan)
 
     def acceleration(minutes: int) -> NDArray[np.float64]:
@@ -742,18 +752,24 @@ def _fuel_effect(exposure: NDArray[np.float64], threshold: float) -> NDArray[np.
 
 
 def wall_levels(
-    flow: OptionFlow, session: Session, settings: OptionSettings, until_ns: int | None = None
+    flow: OptionFlow,
+    session: Session,
+    settings: OptionSettings,
+    until_ns: int | None = None,
+    from_ns: int | None = None,
 ) -> dict[str, LevelSeries]:
-    """CALL_WALL and PUT_WALL, one price a closed minute of regular hours; until_ns ends the feed early.
+    """CALL_WALL and PUT_WALL, one price a closed minute of regular hours; [from_ns, until_ns) is the feed's time (default: all).
 
     A wall is, per right, the strike with the most negative dealer gamma flow over the last wall_min closed minutes (fewer at
-    the open): where customers bought most gamma and dealers are short. None (NaN) where no strike is negative or the feed has a hole
-    in those minutes; the lower strike on a tie. Known when the minute closes, from trades received before that.
+    the open): where customers bought most gamma and dealers are short. None (NaN) where no strike is negative or the feed was not there
+    in all of those minutes; the lower strike on a tie. Known when the minute closes, from trades received before that.
     """
     edges = _closed_minutes(session, until_ns)
-    heard_ns = flow.ts_ns[flow.ts_ns >= session.regular_open_ns]
-    coverage = Coverage.of(heard_ns, settings.max_gap_min * MINUTE_NS)
-    unbroken = coverage.unbroken(np.maximum(edges - settings.wall_min * MINUTE_NS, session.regular_open_ns), edges)
+    open_ns = session.regular_open_ns
+    coverage = option_coverage(
+        flow, open_ns, session.regular_close_ns if until_ns is None else until_ns, settings, from_ns
+    )
+    unbroken = coverage.unbroken(np.maximum(edges - settings.wall_min * MINUTE_NS, open_ns), edges)
     out = {}
     for name, right in (("CALL_WALL", flow.is_call), ("PUT_WALL", ~flow.is_call)):
         strikes, table = _by_minute_and_strike(flow, right, flow.dealer_gamma, session.regular_open_ns, len(edges))
@@ -774,9 +790,10 @@ def wall_levels(
 def strike_levels(
     flow: OptionFlow, session: Session, settings: OptionSettings, until_ns: int | None = None
 ) -> LevelSeries:
-    """STRIKE: each strike (k,) whose volume of the session, puts and calls together, passed strike_min_volume contracts.
+    """STRIKE: each strike (k,) whose volume since the regular open, puts and calls together, passed strike_min_volume contracts.
 
-    Known at the close of the minute in which it did; several may become known at once, the lower strike first.
+    Known at the close of the minute in which it did; several may become known at once, the lower strike first. It is the volume that was
+    seen: whether that is all of it is `option_coverage`'s to say.
     """
     edges = _closed_minutes(session, until_ns)
     everything = np.ones(len(flow.ts_ns), bool)

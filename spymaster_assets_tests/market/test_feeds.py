@@ -6,6 +6,7 @@ import gzip
 from datetime import date
 from pathlib import Path
 
+import databento_dbn
 import numpy as np
 import polars as pl
 import pytest
@@ -15,17 +16,17 @@ from spymaster_assets.market.basis import identity_basis, measured_basis, option
 from spymaster_assets.market.book import book_from_parquet, book_to_parquet
 from spymaster_assets.market.dbn import UNDEFINED_PRICE, read_header, read_records
 from spymaster_assets.market.feeds import (
+    OptionSource,
     book_files,
     load_book,
     load_open_interest,
     load_option_trades,
     minute_coverage,
-    observed_until_ns,
     option_source,
 )
 from spymaster_assets.market.files import register_session, scan_folder
 from spymaster_assets.market.instruments import instrument
-from spymaster_assets.market.options import DEFINITION_DTYPES, OptionTrades
+from spymaster_assets.market.options import DEFINITION_DTYPES, OptionTrades, read_definitions
 from spymaster_assets.market.simulate import write_market
 from spymaster_assets.market.simulate_book import write_full_market
 from spymaster_assets.market.tape import load_tape
@@ -155,6 +156,42 @@ def test_option_trades_in_consecutive_files_are_one_feed(folder: Path, tmp_path:
     assert morning.until_ns == noon
 
 
+def test_other_days_of_a_file_are_neither_counted_nor_compared(folder: Path, tmp_path: Path) -> None:
+    """A file of two days: yesterday's options have no definition today, and yesterday lies in a second file too."""
+    copied(folder, tmp_path)
+    path = next(tmp_path.glob("spy-opt-*.trades.dbn.zst"))
+    names, records, dataset = names_of(path), read_records(path), read_header(path).dataset
+    expected = load_option_trades(option_source_of(tmp_path), SESSION)
+    day_ns = 24 * 60 * MINUTE_NS
+    yesterday = records[:300].copy()
+    yesterday["ts_recv"] -= np.uint64(day_ns)
+    yesterday["ts_event"] -= np.uint64(day_ns)
+    expired = yesterday.copy()
+    expired["instrument_id"] += 500_000
+    named = names | {int(n): "SPY   240131C00480000" for n in np.unique(expired["instrument_id"])}
+    opens_ns, closes_ns = SESSION.open_ns, SESSION.close_ns
+    for name, content, end_ns in (
+        ("two-days", np.concatenate([expired, yesterday, records]), closes_ns),
+        ("again", yesterday, SESSION.regular_open_ns + MINUTE_NS),
+    ):
+        content = content[np.argsort(content["ts_recv"], kind="stable")]
+        data = dbn_bytes(content, "trades", named, opens_ns - day_ns, end_ns, dataset=dataset)
+        (tmp_path / f"{name}.dbn.zst").write_bytes(data)
+    path.unlink()
+    source = option_source_of(tmp_path)
+    assert len(source.trades) == 2
+    found = load_option_trades(source, SESSION)
+    assert_same_trades(found, expected)
+    assert found.undefined == expected.undefined == 0
+    assert set(found.symbols) == set(expected.symbols)
+
+
+def option_source_of(folder: Path) -> OptionSource:
+    source = option_source(scan_folder(folder), folder, SESSION, SPY)
+    assert source is not None
+    return source
+
+
 def test_a_future_and_its_options_may_lie_in_one_file(tmp_path: Path) -> None:
     es, session = instrument("ES"), session_of("ES", KEY)
     apart, mixed = tmp_path / "apart", tmp_path / "mixed"
@@ -230,6 +267,92 @@ def test_definitions_are_read_once_a_session(folder: Path, tmp_path: Path, monke
     load_option_trades(source, SESSION)
     load_open_interest(source, SESSION)
     assert read.count("definition") == 1
+
+
+def split_definitions(folder: Path) -> list[Path]:
+    """Puts the definition file of `folder` in two, each with every second option, and both with the first."""
+    path = next(folder.glob("*.definition.dbn.zst"))
+    records, names, dataset = definitions_of(path), names_of(path), read_header(path).dataset
+    made = []
+    for half in (0, 1):
+        keep = np.arange(len(records)) % 2 == half
+        keep[0] = True
+        data = dbn_bytes(records[keep], "definition", names, SESSION.open_ns, SESSION.close_ns, dataset=dataset)
+        made.append(folder / f"half{half}.dbn.zst")
+        made[-1].write_bytes(data)
+    path.unlink()
+    return made
+
+
+def definitions_of(path: Path) -> np.ndarray:
+    """Records in the vendor's own layout, so that they can be written again whole."""
+    native = np.dtype(databento_dbn.InstrumentDefMsg._dtypes)
+    return read_records(path, {"definition": (native, 0x13)}).astype(native)
+
+
+def test_options_of_all_definition_files_are_one_feed(folder: Path, tmp_path: Path) -> None:
+    whole = option_source(scan_folder(folder), folder, SESSION, SPY)
+    copied(folder, tmp_path)
+    halves = split_definitions(tmp_path)
+    found = option_source(scan_folder(tmp_path), tmp_path, SESSION, SPY)
+    assert whole is not None
+    assert found is not None
+    assert set(found.definitions) == set(halves) <= set(found.files)
+    one, other = load_option_trades(whole, SESSION), load_option_trades(found, SESSION)
+    assert len(one) > 1000
+    assert_same_trades(one, other)
+    assert other.undefined == 0
+
+
+def test_definition_files_that_contradict_each_other_are_refused(folder: Path, tmp_path: Path) -> None:
+    copied(folder, tmp_path)
+    second = split_definitions(tmp_path)[1]
+    records, names = definitions_of(second), names_of(second)
+    records["strike_price"][0] += 10**9
+    data = dbn_bytes(
+        records, "definition", names, SESSION.open_ns, SESSION.close_ns, dataset=read_header(second).dataset
+    )
+    second.write_bytes(data)
+    with pytest.raises(MarketDataError, match=r"has another strike_e9 in one definition file") as refused:
+        option_source(scan_folder(tmp_path), tmp_path, SESSION, SPY)
+    assert "half0" in str(refused.value)
+    assert "half1" in str(refused.value)
+
+
+def statistics(rows: list[tuple[int, int, int]]) -> np.ndarray:
+    """Open interest as published: (receive time, instrument id, contracts)."""
+    native = np.dtype(databento_dbn.StatMsg._dtypes)
+    records = np.zeros(len(rows), native)
+    records["length"], records["rtype"], records["update_action"], records["stat_type"] = (
+        native.itemsize // 4,
+        0x18,
+        1,
+        9,
+    )
+    for n, (ts_ns, number, contracts) in enumerate(rows):
+        records["ts_recv"][n], records["instrument_id"][n], records["quantity"][n] = ts_ns, number, contracts
+    return records
+
+
+def test_open_interest_of_all_statistics_files_counts_the_last_published(folder: Path, tmp_path: Path) -> None:
+    copied(folder, tmp_path)
+    path = next(tmp_path.glob("*.definition.dbn.zst"))
+    chain = read_definitions(path, "SPY")
+    a, b, c = chain.instrument_id[:3].tolist()
+    at, names, dataset = SESSION.open_ns, names_of(path), read_header(path).dataset
+    late = SESSION.regular_open_ns
+    for name, rows in (
+        ("y", [(at + 1, a, 10), (at + 3, b, 20)]),
+        ("z", [(at + 2, b, 21), (at + 4, c, 30), (late, a, 99)]),
+    ):
+        data = dbn_bytes(statistics(rows), "statistics", names, SESSION.open_ns, SESSION.close_ns, dataset=dataset)
+        (tmp_path / f"{name}.dbn.zst").write_bytes(data)
+    source = option_source(scan_folder(tmp_path), tmp_path, SESSION, SPY)
+    assert source is not None
+    found = load_open_interest(source, SESSION)
+    assert found is not None
+    assert found.contracts.tolist() == [10, 20, 30]
+    assert found.strike_e9.tolist() == chain.strike_e9[:3].tolist()
 
 
 def copied(folder: Path, target: Path) -> Path:
@@ -313,16 +436,6 @@ class TestBasis:
         assert identity_basis().to_strike_e9(prices, np.array([0])) is prices
         assert option_roots(SPY) == ("SPY",)
         assert option_roots(self.ES) == ("ES", "SPY")
-
-
-def test_an_option_feed_that_stops_ends_there(folder: Path) -> None:
-    source = option_source(scan_folder(folder), folder, SESSION, SPY)
-    assert source is not None
-    told = load_option_trades(source, SESSION)
-    assert observed_until_ns(source, told, SESSION) == source.until_ns
-    half = told.take(told.ts_ns < SESSION.regular_open_ns + 60 * MINUTE_NS)
-    assert observed_until_ns(source, half, SESSION) == int(half.ts_ns[-1]) + 1
-    assert observed_until_ns(source, told.take(told.ts_ns < 0), SESSION) == source.from_ns
 
 
 def test_a_basis_without_a_common_minute_is_the_fallback() -> None:

@@ -114,6 +114,15 @@ class TestDbn:
         # an option without a definition and an id that nobody names; a future and a spread are none
         assert found.undefined == 2
 
+    def test_what_was_received_at_another_time_is_neither_taken_nor_counted(self, tmp_path: Path) -> None:
+        path = option_prints(tmp_path / "t.dbn", [8, 7, 13, 3])
+        ms = 10**6
+        chain = definitions(tmp_path / "d.dbn", CHAIN)
+        found = option_trades_from_dbn(path, chain, "SPY", received_ns=(OPEN_NS + ms, OPEN_NS + 3 * ms))
+        assert (found.ts_ns - OPEN_NS).tolist() == [ms]
+        assert found.undefined == 1  # id 13, and not id 8
+        assert found.symbols == ("SPY   251219C00680500",)
+
     def test_an_id_with_two_meanings_is_refused(self, tmp_path: Path) -> None:
         again = definitions(tmp_path / "d.dbn", [*CHAIN, CHAIN[0]])
         assert read_definitions(again, "SPY").wanted.tolist() == [True, False, False, True, False]

@@ -29,7 +29,7 @@ POINT = 1_000_000_000
 TICK = ES.tick_e9
 LEVEL = 5_000 * POINT
 NONE = int(UNDEFINED_PRICE)
-QUICK = BarrierSettings(baseline_min_snapshots=1, max_gap_s=300)
+QUICK = BarrierSettings(baseline_s=300, baseline_min_snapshots=1, max_gap_s=300)
 BUCKET = 250_000_000
 
 
@@ -153,6 +153,32 @@ def test_wall_ratio_is_size_per_tick_against_the_time_before() -> None:
     assert math.isnan(ratio(before[0], replace(QUICK, baseline_s=0)))
 
 
+@pytest.mark.parametrize(
+    ("silence", "seen"),
+    [
+        ((100, 130), True),
+        ((100, 131), False),
+        ((0, 30), True),
+        ((0, 32), False),
+        ((1770, 1800), True),
+        ((1769, 1800), False),
+        ((-1, 30), True),
+        ((-1, 31), False),
+    ],
+)
+def test_a_silent_baseline_leaves_no_wall_ratio(silence: tuple[int, int], seen: bool) -> None:
+    """Half an hour with a snapshot a second but for what lies between two seconds; what was said before it has no say."""
+    s = BarrierSettings()
+    seconds = [k - s.baseline_s for k in range(-100, s.baseline_s + 2) if not silence[0] < k < silence[1]]
+    times = [T0 + k * NS for k in seconds]
+    for from_s in (-100 - s.baseline_s, -s.baseline_s):
+        part = [t for t in times if t >= T0 + from_s * NS]
+        f = one(book(part, [[(0, 60)]] * len(part)), tape(), s=s)
+        assert np.isfinite(f.wall_ratio[0]) == seen, from_s
+        assert f.delta_liq[0] == 0
+        assert f.baseline_count[0] >= s.baseline_min_snapshots
+
+
 def test_the_window_ends_before_240_seconds_or_at_the_cap() -> None:
     times = [T0, T0 + 239 * NS, T0 + 240 * NS]
     snapshots = book(times, [[(0, 10)], [(0, 20)], [(0, 90)]])
@@ -241,7 +267,10 @@ def plain(
         [abs(sides[k][-1][0] - sides[k][0][0]) // TICK + 1 for k in base],
     )
     size = sum(z for p, z in sides[last] if p in wall)
-    known = wall and len(base) >= s.baseline_min_snapshots and sum(per_tick[0]) > 0
+    base_ns = t0 - s.baseline_s * NS, t0 // BUCKET * BUCKET
+    spoken = [base_ns[0], *(t for t in times if base_ns[0] <= t < base_ns[1]), base_ns[1]]
+    observed = all(b - a <= s.max_gap_s * NS for a, b in pairwise(spoken))
+    known = observed and wall and len(base) >= s.baseline_min_snapshots and sum(per_tick[0]) > 0
     return {
         "added": added,
         "cancelled": cancelled,
@@ -288,7 +317,7 @@ def test_agrees_with_a_plain_loop(seed: int, n: int) -> None:
     level = LEVEL + rng.integers(-6, 7, 6) * TICK + rng.choice([0, 0, 1_000_003], 6)
     sign = rng.choice([1, -1], 6).astype(np.int8)
     end = t0 + rng.integers(0, 20, 6) * NS + rng.choice([0, 99, 200_000_000], 6)
-    s = BarrierSettings(window_s=10, baseline_s=6, baseline_min_snapshots=2)
+    s = BarrierSettings(window_s=10, baseline_s=6, baseline_min_snapshots=2, max_gap_s=int(rng.integers(1, 8)))
     f = barrier_features(snapshots, trades, t0, level, sign, ES, s, end)
     for i in range(6):
         assert_equal(f, i, plain(snapshots, trades, int(t0[i]), int(level[i]), int(sign[i]), s, int(end[i])))
@@ -338,7 +367,11 @@ def test_real_hour_agrees_with_a_plain_loop(real_data: Path) -> None:
     t0, level, sign = esh4_touches(trades)
     f = barrier_features(snapshots, trades, t0, level, sign, ES)
     assert np.isfinite(f.delta_liq).mean() > 0.95
-    assert np.isfinite(f.wall_ratio).mean() > 0.9
+    gap_ns, baseline_ns = BarrierSettings().max_gap_s * NS, BarrierSettings().baseline_s * NS
+    # silent for minutes on end before the market opens, and never again
+    whole_ns = snapshots.ts_ns[1:][np.diff(snapshots.ts_ns) > gap_ns][-1] + baseline_ns
+    assert np.isfinite(f.wall_ratio)[t0 >= whole_ns].mean() > 0.9
+    assert np.isnan(f.wall_ratio[t0 < whole_ns - gap_ns]).all()
     assert 0.5 < np.nanmedian(f.wall_ratio) < 2
     for i in range(0, len(t0), 23):
         expected = plain(snapshots, trades, int(t0[i]), int(level[i]), int(sign[i]), BarrierSettings(), 2**62)

@@ -314,11 +314,9 @@ def plain_features(flow: opt.OptionFlow, from_ns: int, until_ns: int, t0: int, l
     """The same features with one loop over all trades and no shortcut."""
 
     def total(after: int, up_to: int) -> float:
-        if after < from_ns and after != -1:
-            return math.nan
         s = 0.0
         for ts, strike, g in zip(flow.ts_ns, flow.strike_e9, flow.dealer_gamma, strict=True):
-            if from_ns <= ts < until_ns and after < ts <= up_to and abs(int(strike) - level) <= 2 * DOLLAR:
+            if after < ts <= up_to and abs(int(strike) - level) <= 2 * DOLLAR:
                 s += g
         return s
 
@@ -327,27 +325,38 @@ def plain_features(flow: opt.OptionFlow, from_ns: int, until_ns: int, t0: int, l
         return {"gamma_exposure": math.nan, "fuel_effect": None, "gamma_bucket": "UNKNOWN", "velocity": math.nan,
                 "impulse": math.nan, "accel_1m": math.nan, "accel_3m": math.nan}  # fmt: skip
     m = MINUTE_NS
-    exposure = total(-1, t0)
-    velocity, baseline = total(t0 - 5 * m, t0) / 5, total(t0 - 20 * m, t0) / 20
+    exposure = total(OPEN - 1, t0) if from_ns <= OPEN else math.nan
+
+    def flow_over(from_min: int, to_min: int = 0) -> float:
+        return total(t0 - from_min * m, t0 - to_min * m) if t0 - from_min * m >= max(from_ns, OPEN) else math.nan
+
+    velocity, baseline = flow_over(5) / 5, flow_over(20) / 20
     impulse = 0.0 if abs(baseline) <= 1e-6 else (velocity - baseline) / abs(baseline)
     return {
         "gamma_exposure": exposure,
-        "fuel_effect": "AMPLIFY" if exposure < -10_000 else "DAMPEN" if exposure > 10_000 else "NEUTRAL",
-        "gamma_bucket": "SHORT_GAMMA" if exposure < 0 else "LONG_GAMMA",
+        "fuel_effect": None
+        if math.isnan(exposure)
+        else "AMPLIFY"
+        if exposure < -10_000
+        else "DAMPEN"
+        if exposure > 10_000
+        else "NEUTRAL",
+        "gamma_bucket": "UNKNOWN" if math.isnan(exposure) else "SHORT_GAMMA" if exposure < 0 else "LONG_GAMMA",
         "velocity": velocity,
         "impulse": impulse,
-        "accel_1m": total(t0 - m, t0) - total(t0 - 2 * m, t0 - m),
-        "accel_3m": (total(t0 - 3 * m, t0) - total(t0 - 6 * m, t0 - 3 * m)) / 3,
+        "accel_1m": flow_over(1) - flow_over(2, 1),
+        "accel_3m": (flow_over(3) - flow_over(6, 3)) / 3,
     }
 
 
 class TestDealerFeatures:
-    @pytest.mark.parametrize("seed", range(3))
-    def test_equals_a_plain_loop(self, seed: int) -> None:
+    @pytest.mark.parametrize(("seed", "late_min"), [(0, 0), (1, -30), (2, 2), (3, 20)])
+    def test_equals_a_plain_loop(self, seed: int, late_min: int) -> None:
+        """A feed that begins after the open knows flows as soon as their windows lie in it, and no sum since the open."""
         flow = random_flow(seed, 900)
         t0, level = touches(seed + 100, 60)
-        from_ns, until_ns = OPEN + seed * MINUTE_NS, OPEN + 55 * MINUTE_NS
-        found = opt.dealer_features(opt.gamma_ledger(flow, from_ns, until_ns, S), t0, level, S)
+        from_ns, until_ns = OPEN + late_min * MINUTE_NS, OPEN + 55 * MINUTE_NS
+        found = opt.dealer_features(opt.gamma_ledger(flow, OPEN, until_ns, S, from_ns), t0, level, S)
         effects = set()
         for n in range(len(t0)):
             expected = plain_features(flow, from_ns, until_ns, int(t0[n]), int(level[n]))
@@ -362,7 +371,9 @@ class TestDealerFeatures:
                 ("accel_3m", found.gamma_flow_accel_3m),
             ):
                 assert column[n] == pytest.approx(expected[name], rel=1e-12, nan_ok=True), (name, n)
-        assert effects >= {"AMPLIFY", "DAMPEN"}
+        assert effects >= ({"AMPLIFY", "DAMPEN"} if late_min <= 0 else {None})
+        assert np.isfinite(found.gamma_exposure).any() == (late_min <= 0)
+        assert np.isfinite(found.gamma_flow_impulse).any()
         assert found.dealer_pressure == pytest.approx(np.tanh(-found.gamma_flow_velocity / 50_000), nan_ok=True)
         assert found.dealer_pressure_accel == pytest.approx(np.tanh(-found.gamma_flow_accel_1m / 50_000), nan_ok=True)
 
@@ -402,6 +413,8 @@ class TestDealerFeatures:
         )
         ledger = opt.gamma_ledger(flow, OPEN, CLOSE, S)
         t, at = OPEN + np.arange(4), np.full(4, 600 * DOLLAR)
+        late = opt.gamma_ledger(flow, OPEN, CLOSE, S, OPEN + 1)
+        assert np.isnan(opt.gamma_flip_e9(late, at, t, 5 * DOLLAR)).all(), "the feed does not reach back to the open"
         found = opt.gamma_flip_e9(ledger, at, t, 5 * DOLLAR)
         assert np.isnan(found[:2]).all(), "two strikes are too few, though their signs differ"
         assert found[2:].tolist() == pytest.approx([598.625e9, 598.625e9])
@@ -443,6 +456,15 @@ class TestLevels:
                 expected = min(k for k, v in sums.items() if v == low) if low < 0 else math.nan
                 assert wall == pytest.approx(expected, nan_ok=True)
             assert np.isfinite(price).any()
+
+    def test_a_wall_needs_its_minutes_in_the_feed(self) -> None:
+        flow = replace(random_flow(5, 2000, span_min=40), dealer_gamma=np.full(2000, -1.0))
+        begins = OPEN + 7 * MINUTE_NS + NS
+        late = flow.ts_ns >= begins
+        flow = opt.OptionFlow(**{f.name: getattr(flow, f.name)[late] for f in fields(flow)})
+        for series in opt.wall_levels(flow, SESSION, S, OPEN + 20 * MINUTE_NS, begins).values():
+            # the first five minutes that lie wholly in the feed are 8..12
+            assert np.isfinite(series.price_e9).tolist() == [False] * 12 + [True] * 8
 
     def test_no_selling_no_wall(self) -> None:
         flow = replace(random_flow(5, 200), dealer_gamma=np.zeros(200))
