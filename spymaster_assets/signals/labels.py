@@ -247,12 +247,7 @@ def label_columns(
 
 def _known(values: NDArray[np.bool_], where: NDArray[np.bool_]) -> pl.Series:
     """Boolean series that is null outside `where`."""
-    return (
-        pl.Series(values, dtype=pl.Boolean)
-        .to_frame("v")
-        .select(pl.when(pl.Series(where)).then(pl.col("v")).otherwise(None))
-        .to_series()
-    )
+    return pl.Series(values, dtype=pl.Boolean).set(pl.Series(~where), None)
 
 
 def base_rates(
