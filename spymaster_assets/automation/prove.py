@@ -83,8 +83,6 @@ def replay_session(settings: Settings, key: str, at_ns: int, future: Future) -> 
         known_ns = min(at_ns, _registered(replayed, key).observed_until_ns)
         pairs = {a: (store.load(a, key), replayed.load(a, key)) for a in SESSION_ASSETS}
         results = {a: differences(*pair, known_ns, contract) for a, pair in pairs.items()}
-        if at_ns >= session.regular_open_ns:
-            results["market_files"] = _front_differences(*pairs["market_files"])
     return _judged(settings, key, future, at_ns, results)
 
 
@@ -144,9 +142,11 @@ def replay_redelivery(settings: Settings, asof: str) -> Replay:
             rebuild(shadow, SESSION_ASSETS, key)
         mixed = ArtifactStore(shadow.root)
         for asset in SESSION_ASSETS if before in rebuilt else ():
-            # a file may hold several sessions: of market_files only the contract in front is the earlier session's own
-            compare = _front_differences if asset == "market_files" else fitted_differences
-            results[asset] = compare(store.load(asset, before), mixed.load(asset, before))
+            one, other = store.load(asset, before), mixed.load(asset, before)
+            if asset == "market_files":  # a file may hold several sessions, so its hash and counts may be others
+                results[asset] = differences(one, other, session.regular_open_ns, load_contract())
+            else:
+                results[asset] = fitted_differences(one, other)
         changed = {a: mixed.load(a, again).sha256 for a in SESSION_ASSETS}
         for asset, key in readers:
             results[asset][0].extend(_unnoticed(store.load(asset, key), again, changed))
@@ -214,18 +214,6 @@ def _session_tries(
 
 def _registered(store: ArtifactStore, key: str) -> SessionFiles:
     return SessionFiles.from_json(store.load("market_files", key).json("files.json"))
-
-
-def _front_differences(stored: Artifact, replayed: Artifact) -> tuple[list[Difference], int]:
-    """The contract in front is known at the regular open; how many others trade beside it is not."""
-    one, other = (a.json("files.json")["front"] for a in (stored, replayed))
-    names = ("instrument_id", "raw_symbol", "rolled_from")
-    found = [
-        Difference(stored.asset, stored.key, name, "front", str(one[name]), str(other[name]))
-        for name in names
-        if one[name] != other[name]
-    ]
-    return found, len(names)
 
 
 def _unnoticed(reader: Artifact, again: str, changed: Mapping[str, str]) -> list[Difference]:

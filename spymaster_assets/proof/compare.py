@@ -57,7 +57,14 @@ def _market_files(artifact: Artifact, contract: Contract) -> Tables:
     rows: list[tuple[str, str, int]] = [
         ("schema", found.schema, first_ns),
         ("first_ns", str(found.first_ns), first_ns),
-        ("front", found.front.raw_symbol, max(opens_ns, first_ns)),
+    ]
+    rows += [
+        (what, str(value), max(opens_ns, first_ns))
+        for what, value in (
+            ("front", found.front.raw_symbol),
+            ("instrument_id", found.front.instrument_id),
+            ("rolled_from", found.front.rolled_from),
+        )
     ]
     rows += [
         (f"volume of {c.raw_symbol} before the open", str(c.pre_open_volume), max(opens_ns, first_ns))

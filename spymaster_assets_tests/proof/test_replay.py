@@ -1,0 +1,53 @@
+"""Replays of single simulated sessions: what they compare, what they try, and what they survive."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from spymaster_assets.automation.prove import replay_session
+from spymaster_assets.automation.shadow import rebuild
+from spymaster_assets.market.simulate import write_market
+from spymaster_assets.partitions import SESSION_ASSETS, calendar_of
+from spymaster_assets.settings import MINUTE_NS, Settings
+from spymaster_assets.store import ArtifactStore, dump_json
+
+KEY = "2024-02-01"
+OPENS_NS = calendar_of("SPY").session(KEY).regular_open_ns
+
+
+def simulated(root: Path, key: str) -> Settings:
+    """A deployment of one session of simulated trades, nothing made of it yet."""
+    settings = replace(Settings.load({"SPYMASTER_DATA_DIR": str(root)}), simulated=True)
+    write_market(settings.dbn_dir, settings.instrument, [calendar_of("SPY").session(key)], 11)
+    return replace(settings, first_session=key, last_session=key)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Settings:
+    """A deployment whose session assets are made."""
+    settings = simulated(tmp_path, KEY)
+    rebuild(settings, SESSION_ASSETS, KEY)
+    return settings
+
+
+def test_a_replay_compares_all_that_is_known_of_a_registration(made: Settings) -> None:
+    store, at_ns = ArtifactStore(made.root), OPENS_NS + 200 * MINUTE_NS
+    honest = store.load("market_files", KEY)
+    raw = honest.json("files.json")
+    front = {**raw["front"], "instrument_id": 99, "rolled_from": "ESH4"}
+    minutes = [f"{KEY}T15:00:00Z", *raw["missing_regular_minutes"]]
+    forged = {**raw, "first_ns": raw["first_ns"] + 1, "missing_regular_minutes": minutes, "front": front}
+    for fields, rows in (
+        ((), set()),
+        (("first_ns",), {"first_ns"}),
+        (("front",), {"instrument_id"}),
+        (("missing_regular_minutes",), {"missing minute"}),
+    ):
+        files = {"files.json": dump_json(raw | {f: forged[f] for f in fields})}
+        store.publish("market_files", KEY, files, inputs=honest.inputs)
+        found = replay_session(made, KEY, at_ns, "cut").differences
+        assert {(d.asset, d.row) for d in found if d.column == "value"} >= {("market_files", r) for r in rows}
+        assert bool(found) is bool(rows), fields
