@@ -10,13 +10,12 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Literal
 
-import dagster as dg
 from rich.console import Console
 from rich.progress import track
 
 from spymaster_assets.assets.datasets import read_split
 from spymaster_assets.assets.signals import read_signals, warmup_sessions
-from spymaster_assets.automation.shadow import files_near, lend, nearest_upstream, rebuild, shadow_of
+from spymaster_assets.automation.shadow import RebuildFailed, files_near, lend, nearest_upstream, rebuild, shadow_of
 from spymaster_assets.contract import load_contract
 from spymaster_assets.errors import ArtifactError, ConfigError, MissingInputError
 from spymaster_assets.market.dbn import BAR_SECONDS
@@ -32,6 +31,8 @@ from spymaster_assets.store import Artifact, ArtifactStore
 
 Later = Literal["absent", "altered"]
 """What becomes of the as-of session and those after it while its models are refitted."""
+Results = dict[str, tuple[list[Difference], int]]
+"""Per asset what differs and how many values were compared."""
 LATER_SESSIONS = 2
 """How many sessions from the as-of session on are rebuilt with another content."""
 REFUSING = MODEL_ASSETS[1:]
@@ -68,7 +69,8 @@ class Replay:
 def replay_session(settings: Settings, key: str, at_ns: int, future: Future) -> Replay:
     """Rebuild a session's assets in a shadow store with input that ends, is another or late from at_ns on.
 
-    Raises ArtifactError when a stored artifact is missing, dagster.Failure when the graph fails on the altered input.
+    An asset that cannot be made of it is a difference; what stands below it is not judged. Raises ArtifactError or MissingInputError
+    when a stored artifact is damaged or missing.
     """
     store, contract = ArtifactStore(settings.root), load_contract()
     session = calendar_of(settings.symbol).session(key)
@@ -77,12 +79,12 @@ def replay_session(settings: Settings, key: str, at_ns: int, future: Future) -> 
         flat = [f.path for f in scan_flat(settings.dbn_dir) if f.is_of(key) and is_option_trades_csv(f.path)]
         write_flat_future(flat, settings.dbn_dir, shadow.dbn_dir, at_ns, future)
         lend(store, shadow.root, "ohlcv_bars", warmup_sessions(settings, key))
-        rebuild(shadow, SESSION_ASSETS, key)
+        results = _rebuilt(shadow, SESSION_ASSETS, key)
         replayed = ArtifactStore(shadow.root)
+        made = [a for a in SESSION_ASSETS if replayed.exists(a, key)]
         # a tape that is cut is only known to be complete up to its last record
-        known_ns = min(at_ns, _registered(replayed, key).observed_until_ns)
-        pairs = {a: (store.load(a, key), replayed.load(a, key)) for a in SESSION_ASSETS}
-        results = {a: differences(*pair, known_ns, contract) for a, pair in pairs.items()}
+        known_ns = min(at_ns, _registered(replayed, key).observed_until_ns) if made else at_ns
+        results |= {a: differences(store.load(a, key), replayed.load(a, key), known_ns, contract) for a in made}
     return _judged(settings, key, future, at_ns, results)
 
 
@@ -94,6 +96,7 @@ def replay_models(settings: Settings, asof: str, later: Later) -> Replay:
     store, calendar = ArtifactStore(settings.root), calendar_of(settings.symbol)
     sessions = all_sessions(settings)
     at_ns = calendar.session(asof).open_ns
+    results: Results = {}
     with shadow_of(settings) as shadow:
         for asset in ("signals", "sequence_dataset", "levels"):
             lend(store, shadow.root, asset, [k for k in sessions if k < asof and store.exists(asset, k)])
@@ -104,10 +107,12 @@ def replay_models(settings: Settings, asof: str, later: Later) -> Replay:
             write_future(near, shadow.dbn_dir, at_ns, "altered")
             lend(store, shadow.root, "ohlcv_bars", warmup_sessions(settings, asof))
             for key in following:
-                rebuild(shadow, SESSION_ASSETS, key)
-        rebuild(shadow, MODEL_ASSETS, asof)
+                results |= _rebuilt(shadow, SESSION_ASSETS, key)
+        results |= _rebuilt(shadow, MODEL_ASSETS, asof)
         replayed = ArtifactStore(shadow.root)
-        results = {a: fitted_differences(store.load(a, asof), replayed.load(a, asof)) for a in MODEL_ASSETS}
+        for asset in MODEL_ASSETS:
+            if replayed.exists(asset, asof):
+                results[asset] = fitted_differences(store.load(asset, asof), replayed.load(asset, asof))
     return _judged(settings, asof, f"later sessions {later}", at_ns, results)
 
 
@@ -120,10 +125,10 @@ def replay_redelivery(settings: Settings, asof: str) -> Replay:
     store, calendar = ArtifactStore(settings.root), calendar_of(settings.symbol)
     split = read_split(store, asof)[0]
     again, before = split.train[-1], calendar.previous(split.train[-1])
-    session = calendar.session(again)
+    session, told_as = calendar.session(again), f"{again} delivered again"
     readers = [("levels", k) for k in all_sessions(settings) if k != again and again in warmup_sessions(settings, k)]
     readers = [r for r in readers if store.exists(*r)] + [(a, asof) for a in MODEL_ASSETS]
-    results: dict[str, tuple[list[Difference], int]] = {a: ([], 0) for a in (*SESSION_ASSETS, *MODEL_ASSETS)}
+    results: Results = {a: ([], 0) for a in (*SESSION_ASSETS, *MODEL_ASSETS)}
     with shadow_of(settings) as shadow:
         write_future(
             files_near(settings, session), shadow.dbn_dir, session.regular_open_ns, "altered", until_ns=session.close_ns
@@ -138,8 +143,11 @@ def replay_redelivery(settings: Settings, asof: str) -> Replay:
             "ohlcv_bars",
             sorted({w for k in rebuilt for w in warmup_sessions(settings, k)} - {*rebuilt}),
         )
+        failed: Results = {}
         for key in rebuilt:
-            rebuild(shadow, SESSION_ASSETS, key)
+            failed |= _rebuilt(shadow, SESSION_ASSETS, key)
+        if failed:
+            return _judged(settings, asof, told_as, session.regular_open_ns, {"split_manifest": ([], 0), **failed})
         mixed = ArtifactStore(shadow.root)
         for asset in SESSION_ASSETS if before in rebuilt else ():
             one, other = store.load(asset, before), mixed.load(asset, before)
@@ -156,7 +164,7 @@ def replay_redelivery(settings: Settings, asof: str) -> Replay:
                 results[asset][0].append(Difference(asset, asof, "inputs", f"signals[{again}]", *told))
     # what is found in other partitions counts for the split, which stands above all models of the as-of session
     elsewhere = sum(results[a][1] for a in SESSION_ASSETS)
-    replay = _judged(settings, asof, f"{again} delivered again", session.regular_open_ns, results)
+    replay = _judged(settings, asof, told_as, session.regular_open_ns, results)
     return replace(replay, compared={"split_manifest": elsewhere, **{a: results[a][1] for a in MODEL_ASSETS[1:]}})
 
 
@@ -224,19 +232,31 @@ def _unnoticed(reader: Artifact, again: str, changed: Mapping[str, str]) -> list
     return [Difference(reader.asset, reader.key, "inputs", again, str(sorted(recorded)), "changed, and not noticed")]
 
 
+def _rebuilt(shadow: Settings, assets: Sequence[str], key: str) -> Results:
+    """Rebuild assets; for those that fail a difference that says so."""
+    try:
+        rebuild(shadow, assets, key)
+    except RebuildFailed as failure:
+        return {
+            asset: ([Difference(asset, key, "all columns", "all rows", "made", f"could not be made: {words}")], 0)
+            for asset, words in failure.words.items()
+        }
+    return {}
+
+
 def _refuses(shadow: Settings, asset: str, asof: str) -> bool:
     try:
         rebuild(shadow, [asset], asof)
-    except dg.Failure as failure:
+    except RebuildFailed as failure:
         if re.search(rf"\b{ArtifactError.__name__}\b.*changed after the split", failure.description or "", re.DOTALL):
             return True
         raise
     return False
 
 
-def _judged(
-    settings: Settings, key: str, future: str, at_ns: int, results: Mapping[str, tuple[list[Difference], int]]
-) -> Replay:
+def _judged(settings: Settings, key: str, future: str, at_ns: int, results: Results) -> Replay:
+    order = (*SESSION_ASSETS, *MODEL_ASSETS)
+    results = {a: results[a] for a in sorted(results, key=order.index)}
     found = tuple(d for differs, _ in results.values() for d in differs)
     among = frozenset(d.asset for d in found)
     return Replay(

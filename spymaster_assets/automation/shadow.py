@@ -57,10 +57,18 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
+class RebuildFailed(dg.Failure):
+    """Assets that could not be made, each with its own words; what does not depend on them was made."""
+
+    def __init__(self, words: Mapping[str, str]) -> None:
+        self.words = words
+        super().__init__("; ".join(f"{asset}: {why}" for asset, why in words.items()))
+
+
 def rebuild(settings: Settings, assets: Sequence[str], key: str) -> None:
     """Make assets of one partition through the graph, without their checks and without experiment tracking.
 
-    Raises dagster.Failure with the asset's own words.
+    Raises RebuildFailed with the assets' own words.
     """
     from spymaster_assets.definitions import build_definitions
 
@@ -71,9 +79,9 @@ def rebuild(settings: Settings, assets: Sequence[str], key: str) -> None:
             instance=instance, partition_key=key, run_config=_QUIET, raise_on_error=False
         )
     if not result.success:
-        failed = next(e for e in result.all_events if e.is_step_failure)
-        raise dg.Failure(
-            f"{failed.step_key}: {failed.step_failure_data.user_failure_data or failed.step_failure_data.error}"
+        failed = [e for e in result.all_events if e.is_step_failure]
+        raise RebuildFailed(
+            {str(e.step_key): str(e.step_failure_data.user_failure_data or e.step_failure_data.error) for e in failed}
         )
 
 

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from spymaster_assets.automation.prove import replay_session
+from spymaster_assets.automation.prove import prove, replay_session
+from spymaster_assets.automation.replay_checks import verdicts
 from spymaster_assets.automation.shadow import rebuild
 from spymaster_assets.market.simulate import write_market
 from spymaster_assets.partitions import SESSION_ASSETS, calendar_of
 from spymaster_assets.settings import MINUTE_NS, Settings
+from spymaster_assets.signals import levels as levels_module
 from spymaster_assets.store import ArtifactStore, dump_json
 
 KEY = "2024-02-01"
@@ -51,3 +53,29 @@ def test_a_replay_compares_all_that_is_known_of_a_registration(made: Settings) -
         found = replay_session(made, KEY, at_ns, "cut").differences
         assert {(d.asset, d.row) for d in found if d.column == "value"} >= {("market_files", r) for r in rows}
         assert bool(found) is bool(rows), fields
+
+
+def test_an_asset_that_needs_its_future_is_a_difference_and_ends_nothing(
+    made: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = levels_module.key_levels
+
+    def whole_day(start_ns, context, history, session, settings, dollar):  # type: ignore[no-untyped-def]
+        assert start_ns[-1] > session.regular_close_ns - 60 * MINUTE_NS, "needs the whole day"
+        return honest(start_ns, context, history, session, settings, dollar)
+
+    monkeypatch.setattr(levels_module, "key_levels", whole_day)
+    replays = prove(made, [KEY], [], cuts=4)
+    failed = [r for r in replays if r.differences]
+    assert failed
+    assert len(failed) < len(replays) == 4
+    for replay in failed:
+        (found,) = replay.differences
+        assert (found.asset, replay.nearest) == ("levels", {"levels": None})
+        assert found.replayed.startswith("could not be made")
+        assert "needs the whole day" in found.replayed
+        assert replay.compared["ohlcv_bars"] > 0
+        assert not {"signals", "sequence_dataset"} & set(replay.compared)
+    judged = verdicts(replays)
+    assert not judged["levels", KEY].holds
+    assert judged["ohlcv_bars", KEY].holds
