@@ -43,7 +43,8 @@ REFUSING = MODEL_ASSETS[1:]
 class Replay:
     """One rebuild: what was tried, how many values (bytes of fitted objects) of each asset were compared and what differed, upstream first.
 
-    nearest: for each differing asset the next one above it in the graph that differs too, None where the difference begins.
+    nearest: for each differing asset the next one above it in the graph that differs too, None where the difference begins. untried:
+    what could not be tried and why; nothing is compared by a replay that could not be tried at all.
     """
 
     key: str
@@ -52,6 +53,7 @@ class Replay:
     compared: Mapping[str, int]
     differences: tuple[Difference, ...] = ()
     nearest: Mapping[str, str | None] = field(default_factory=dict)
+    untried: tuple[str, ...] = ()
 
     @property
     def at(self) -> str:
@@ -94,26 +96,30 @@ def replay_models(settings: Settings, asof: str, later: Later) -> Replay:
     Every file of them is compared, byte for byte but for provenance. Raises like `replay_session`.
     """
     store, calendar = ArtifactStore(settings.root), calendar_of(settings.symbol)
-    sessions = all_sessions(settings)
+    sessions, made = all_sessions(settings), stored_models(store, asof)
     at_ns = calendar.session(asof).open_ns
+    following = [k for k in sessions if k >= asof and store.exists("sequence_dataset", k)][:LATER_SESSIONS]
+    if later == "altered" and not following:
+        untried = (f"later sessions altered: no session from {asof} on is stored",)
+        return Replay(asof, f"later sessions {later}", at_ns, {}, untried=untried)
     results: Results = {}
     with shadow_of(settings) as shadow:
         for asset in ("signals", "sequence_dataset", "levels"):
             lend(store, shadow.root, asset, [k for k in sessions if k < asof and store.exists(asset, k)])
-        following = [k for k in sessions if k >= asof and store.exists("sequence_dataset", k)][:LATER_SESSIONS]
-        if later == "altered" and following:
+        if later == "altered":
             last = calendar.session(following[-1])
             near = files_near(settings, calendar.session(asof), last.close_ns)
             write_future(near, shadow.dbn_dir, at_ns, "altered")
             lend(store, shadow.root, "ohlcv_bars", warmup_sessions(settings, asof))
             for key in following:
                 results |= _rebuilt(shadow, SESSION_ASSETS, key)
-        results |= _rebuilt(shadow, MODEL_ASSETS, asof)
+        results |= _rebuilt(shadow, made, asof)
         replayed = ArtifactStore(shadow.root)
-        for asset in MODEL_ASSETS:
+        for asset in made:
             if replayed.exists(asset, asof):
                 results[asset] = fitted_differences(store.load(asset, asof), replayed.load(asset, asof))
-    return _judged(settings, asof, f"later sessions {later}", at_ns, results)
+    replay = _judged(settings, asof, f"later sessions {later}", at_ns, results)
+    return replace(replay, untried=_unmade(store, asof))
 
 
 def replay_redelivery(settings: Settings, asof: str) -> Replay:
@@ -127,8 +133,9 @@ def replay_redelivery(settings: Settings, asof: str) -> Replay:
     again, before = split.train[-1], calendar.previous(split.train[-1])
     session, told_as = calendar.session(again), f"{again} delivered again"
     readers = [("levels", k) for k in all_sessions(settings) if k != again and again in warmup_sessions(settings, k)]
-    readers = [r for r in readers if store.exists(*r)] + [(a, asof) for a in MODEL_ASSETS]
-    results: Results = {a: ([], 0) for a in (*SESSION_ASSETS, *MODEL_ASSETS)}
+    made = stored_models(store, asof)
+    readers = [r for r in readers if store.exists(*r)] + [(a, asof) for a in made]
+    results: Results = {a: ([], 0) for a in (*SESSION_ASSETS, *made)}
     with shadow_of(settings) as shadow:
         write_future(
             files_near(settings, session), shadow.dbn_dir, session.regular_open_ns, "altered", until_ns=session.close_ns
@@ -158,14 +165,30 @@ def replay_redelivery(settings: Settings, asof: str) -> Replay:
         changed = {a: mixed.load(a, again).sha256 for a in SESSION_ASSETS}
         for asset, key in readers:
             results[asset][0].extend(_unnoticed(store.load(asset, key), again, changed))
-        for asset in REFUSING:
+        for asset in (a for a in REFUSING if a in made):
             if not _refuses(shadow, asset, asof):
                 told = ("refused", "made of the old split and the new rows")
                 results[asset][0].append(Difference(asset, asof, "inputs", f"signals[{again}]", *told))
     # what is found in other partitions counts for the split, which stands above all models of the as-of session
     elsewhere = sum(results[a][1] for a in SESSION_ASSETS)
     replay = _judged(settings, asof, told_as, session.regular_open_ns, results)
-    return replace(replay, compared={"split_manifest": elsewhere, **{a: results[a][1] for a in MODEL_ASSETS[1:]}})
+    untried = () if before in rebuilt else (f"{told_as}: {before}, the session before it, is not stored",)
+    compared = {"split_manifest": elsewhere, **{a: results[a][1] for a in made[1:]}}
+    return replace(replay, compared=compared, untried=(*untried, *_unmade(store, asof)))
+
+
+def provable_asofs(store: ArtifactStore) -> list[str]:
+    """As-of sessions whose split and at least one model are stored, sorted."""
+    return [k for k in store.keys(MODEL_ASSETS[0]) if len(stored_models(store, k)) > 1]
+
+
+def stored_models(store: ArtifactStore, asof: str) -> list[str]:
+    """The split and models that are stored as of a session, upstream first."""
+    return [a for a in MODEL_ASSETS if store.exists(a, asof)]
+
+
+def _unmade(store: ArtifactStore, asof: str) -> tuple[str, ...]:
+    return tuple(f"{a} [{asof}]: not stored" for a in MODEL_ASSETS if not store.exists(a, asof))
 
 
 def prove(
@@ -179,7 +202,7 @@ def prove(
     """Replay each session `cuts` times, with input that is cut off, another or late in turn; refit each as-of session with later sessions
     absent and altered, and with a past one delivered again.
 
-    Raises ConfigError when nothing is named, MissingInputError when a named session has no stored signals.
+    Raises ConfigError when nothing is named, MissingInputError when a named session has no stored signals or an as-of session no model.
     """
     warnings.filterwarnings("ignore")
     store = ArtifactStore(settings.root)
@@ -191,7 +214,13 @@ def prove(
             where=str(settings.root),
             remedy="dagster asset materialize --select '+sequence_dataset' --partition <session>",
         )
-    store.require("retrieval_index", asofs)
+    if missing := sorted({*asofs}.difference(provable_asofs(store))):
+        raise MissingInputError(
+            f"{len(missing)} as-of sessions have no stored split and model: {', '.join(missing[:5])}",
+            where=str(settings.root),
+            expected=", ".join(MODEL_ASSETS),
+            remedy=f"dagster asset materialize --select '*canaries' --partition {missing[0]}",
+        )
     tries: list[Callable[[], Replay]] = []
     for key in sessions:
         tries += _session_tries(settings, store, key, cuts, seed)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from spymaster_assets.automation.prove import prove, replay_session
+from spymaster_assets.automation import prove as prove_module
+from spymaster_assets.automation.prove import provable_asofs, prove, replay_models, replay_session
 from spymaster_assets.automation.replay_checks import verdicts
 from spymaster_assets.automation.shadow import rebuild
+from spymaster_assets.errors import MissingInputError
 from spymaster_assets.market.simulate import write_market
 from spymaster_assets.partitions import SESSION_ASSETS, calendar_of
 from spymaster_assets.settings import MINUTE_NS, Settings
@@ -79,3 +82,37 @@ def test_an_asset_that_needs_its_future_is_a_difference_and_ends_nothing(
     judged = verdicts(replays)
     assert not judged["levels", KEY].holds
     assert judged["ohlcv_bars", KEY].holds
+
+
+def test_models_without_canaries_are_replayed_and_what_was_not_tried_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(Settings.load({"SPYMASTER_DATA_DIR": str(tmp_path)}), first_session=KEY, last_session=KEY)
+    store = ArtifactStore(tmp_path)
+    for asset in ("split_manifest", "tree_bundles"):
+        store.publish(asset, KEY, {"a.json": dump_json({"n": 1})})
+    store.publish("canaries", "2024-02-02", {"a.json": dump_json({})})
+    assert provable_asofs(store) == [KEY]
+
+    def same(shadow: Settings, assets: Sequence[str], key: str) -> None:
+        assert list(assets) == ["split_manifest", "tree_bundles"]
+        for asset in assets:
+            ArtifactStore(shadow.root).publish(asset, key, {"a.json": dump_json({"n": 1})})
+
+    monkeypatch.setattr(prove_module, "rebuild", same)
+    absent, altered = (replay_models(settings, KEY, later) for later in ("absent", "altered"))
+    assert set(absent.compared) == {"split_manifest", "tree_bundles"}
+    assert absent.differences == ()
+    assert f"canaries [{KEY}]: not stored" in absent.untried
+    assert (altered.compared, len(altered.untried)) == ({}, 1), "without a later session there is none to alter"
+    verdict = verdicts([absent, altered])["tree_bundles", KEY]
+    assert (verdict.holds, verdict.replays, dict(verdict.futures)) == (True, 1, {"later sessions absent": 1})
+    assert "not tried: later sessions altered" in verdict.description
+    with pytest.raises(MissingInputError, match="no stored split and model"):
+        prove(settings, [], ["2024-02-02"], 2)
+
+
+def test_a_green_check_that_compared_nothing_says_so(made: Settings) -> None:
+    (replay,) = prove(made, [KEY], [], cuts=1)
+    assert verdicts([replay])["book_snapshots", KEY].description.startswith("not tried")
+    assert "values compared" in verdicts([replay])["levels", KEY].description
