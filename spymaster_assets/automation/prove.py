@@ -15,7 +15,15 @@ from rich.progress import track
 
 from spymaster_assets.assets.datasets import read_split
 from spymaster_assets.assets.signals import read_signals, warmup_sessions
-from spymaster_assets.automation.shadow import RebuildFailed, files_near, lend, nearest_upstream, rebuild, shadow_of
+from spymaster_assets.automation.shadow import (
+    REACH_NS,
+    RebuildFailed,
+    files_near,
+    lend,
+    nearest_upstream,
+    rebuild,
+    shadow_of,
+)
 from spymaster_assets.contract import load_contract
 from spymaster_assets.errors import ArtifactError, ConfigError, MissingInputError
 from spymaster_assets.market.dbn import BAR_SECONDS
@@ -24,7 +32,7 @@ from spymaster_assets.market.options import is_option_trades_csv
 from spymaster_assets.partitions import MODEL_ASSETS, SESSION_ASSETS, all_sessions, calendar_of
 from spymaster_assets.proof.compare import Difference, differences
 from spymaster_assets.proof.cuts import cuts_of, cuttable_from_ns, known_times
-from spymaster_assets.proof.cutting import FUTURES, Future, write_flat_future, write_future
+from spymaster_assets.proof.cutting import FUTURES, NEVER_OF_BARS, Future, write_flat_future, write_future
 from spymaster_assets.proof.members import fitted_differences
 from spymaster_assets.settings import NS, Settings
 from spymaster_assets.store import Artifact, ArtifactStore
@@ -77,7 +85,8 @@ def replay_session(settings: Settings, key: str, at_ns: int, future: Future) -> 
     store, contract = ArtifactStore(settings.root), load_contract()
     session = calendar_of(settings.symbol).session(key)
     with shadow_of(settings) as shadow:
-        write_future(files_near(settings, session), shadow.dbn_dir, at_ns, future)
+        near, within_ns = files_near(settings, session), (session.open_ns - REACH_NS, session.close_ns)
+        write_future(near, shadow.dbn_dir, at_ns, future, within_ns=within_ns)
         flat = [f.path for f in scan_flat(settings.dbn_dir) if f.is_of(key) and is_option_trades_csv(f.path)]
         write_flat_future(flat, settings.dbn_dir, shadow.dbn_dir, at_ns, future)
         lend(store, shadow.root, "ohlcv_bars", warmup_sessions(settings, key))
@@ -109,7 +118,7 @@ def replay_models(settings: Settings, asof: str, later: Later) -> Replay:
         if later == "altered":
             last = calendar.session(following[-1])
             near = files_near(settings, calendar.session(asof), last.close_ns)
-            write_future(near, shadow.dbn_dir, at_ns, "altered")
+            write_future(near, shadow.dbn_dir, at_ns, "altered", within_ns=(at_ns - REACH_NS, last.close_ns))
             lend(store, shadow.root, "ohlcv_bars", warmup_sessions(settings, asof))
             for key in following:
                 results |= _rebuilt(shadow, SESSION_ASSETS, key)
@@ -239,7 +248,7 @@ def _session_tries(
     session = calendar_of(settings.symbol).session(key)
     # without a feed that has receive times nothing of a session can be late
     received = any(e.header.schema not in BAR_SECONDS for e in files_near(settings, session))
-    futures = FUTURES if received else FUTURES[:2]
+    futures = FUTURES if received else [f for f in FUTURES if f not in NEVER_OF_BARS]
     moments_ns = known_times(read_signals(store, key)[0].frame, load_contract())
     from_ns = cuttable_from_ns(_registered(store, key), session)
     chosen = cuts_of(session, settings, cuts, seed, from_ns, moments_ns)

@@ -11,13 +11,14 @@ import pytest
 from spymaster_assets.automation import prove as prove_module
 from spymaster_assets.automation.prove import provable_asofs, prove, replay_models, replay_session
 from spymaster_assets.automation.replay_checks import verdicts
-from spymaster_assets.automation.shadow import rebuild
+from spymaster_assets.automation.shadow import lend, rebuild
 from spymaster_assets.errors import MissingInputError
 from spymaster_assets.market.simulate import write_market
 from spymaster_assets.partitions import SESSION_ASSETS, calendar_of
+from spymaster_assets.proof.cutting import FUTURES
 from spymaster_assets.settings import MINUTE_NS, Settings
 from spymaster_assets.signals import levels as levels_module
-from spymaster_assets.store import ArtifactStore, dump_json
+from spymaster_assets.store import Artifact, ArtifactStore, dump_json
 
 KEY = "2024-02-01"
 OPENS_NS = calendar_of("SPY").session(KEY).regular_open_ns
@@ -116,3 +117,32 @@ def test_a_green_check_that_compared_nothing_says_so(made: Settings) -> None:
     (replay,) = prove(made, [KEY], [], cuts=1)
     assert verdicts([replay])["book_snapshots", KEY].description.startswith("not tried")
     assert "values compared" in verdicts([replay])["levels", KEY].description
+
+
+@pytest.mark.parametrize("key", ["2024-03-11", "2024-11-29"], ids=["DST change", "half day"])
+def test_an_odd_session_holds(tmp_path: Path, key: str) -> None:
+    settings = simulated(tmp_path, key)
+    rebuild(settings, SESSION_ASSETS, key)
+    session = calendar_of("SPY").session(key)
+    replays = prove(settings, [key], [], cuts=8, seed=1)
+    assert [str(d) for r in replays for d in r.differences] == []
+    assert {r.future for r in replays} == {*FUTURES}
+    assert any(r.at_ns == session.regular_close_ns - 1 for r in replays)
+    assert sum(r.compared["signals"] for r in replays) > 1_000
+
+
+@pytest.mark.parametrize("republished", [1, 3], ids=["kept", "swept"])
+def test_what_is_lent_is_of_one_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, republished: int) -> None:
+    store = ArtifactStore(tmp_path / "store")
+    store.publish("signals", KEY, {"a.json": dump_json({"n": 0})})
+    honest = ArtifactStore.require
+
+    def overtaken(self: ArtifactStore, asset: str, keys: Sequence[str]) -> list[Artifact]:
+        handles = honest(self, asset, keys)
+        for n in range(1, republished + 1):
+            self.publish(asset, KEY, {"a.json": dump_json({"n": n})})
+        return handles
+
+    monkeypatch.setattr(ArtifactStore, "require", overtaken)
+    lend(store, tmp_path / "shadow", "signals", [KEY])
+    assert ArtifactStore(tmp_path / "shadow").load("signals", KEY).json("a.json")["n"] == (0 if republished == 1 else 3)
