@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 
@@ -86,7 +85,7 @@ def _levels(artifact: Artifact, contract: Contract) -> Tables:
     # a level is known when its bar starts, and listed when that bar has ended
     yield _ends(artifact, "context.parquet", "start_ns")
     yield _ends(artifact, "two_minute.parquet", "end_ns")
-    context, levels = (_parquet(artifact, name) for name in ("context.parquet", "levels.parquet"))
+    context, levels = (artifact.frame(name) for name in ("context.parquet", "levels.parquet"))
     ends = levels.select("start_ns").join(context.select("start_ns", "end_ns").unique(), on="start_ns", how="left")
     listed = ends["end_ns"].fill_null(levels["start_ns"] + MINUTE_NS)
     yield "levels.parquet", KnownTable(levels, listed.to_numpy(), name="start_ns")
@@ -96,17 +95,17 @@ def _book(artifact: Artifact, contract: Contract) -> Tables:
     if "book.parquet" in artifact.files:
         book = book_from_parquet(artifact.read("book.parquet"))
         over_ns = (book.ts_ns // book.bucket_ns + 1) * book.bucket_ns
-        yield "book.parquet", KnownTable(_parquet(artifact, "book.parquet"), over_ns, name="ts_ns")
+        yield "book.parquet", KnownTable(artifact.frame("book.parquet"), over_ns, name="ts_ns")
 
 
 def _flow(artifact: Artifact, contract: Contract) -> Tables:
     if "flow.parquet" in artifact.files:
-        frame = _parquet(artifact, "flow.parquet")
+        frame = artifact.frame("flow.parquet")
         yield "flow.parquet", KnownTable(frame, frame["ts_ns"].to_numpy() + 1, name="ts_ns")
 
 
 def _basis(artifact: Artifact, contract: Contract) -> Tables:
-    frame = _parquet(artifact, "basis.parquet")
+    frame = artifact.frame("basis.parquet")
     yield "basis.parquet", KnownTable(frame, frame["known_ns"].to_numpy(), name="known_ns")
 
 
@@ -144,7 +143,7 @@ _TABLES: Mapping[str, Callable[[Artifact, Contract], Tables]] = {
 
 def _ends(artifact: Artifact, file: str, name: str) -> tuple[str, KnownTable]:
     """A Parquet file whose rows are known at their end_ns."""
-    frame = _parquet(artifact, file)
+    frame = artifact.frame(file)
     return file, KnownTable(frame, frame["end_ns"].to_numpy(), name=name)
 
 
@@ -154,7 +153,3 @@ def _row_bytes(array: NDArray[np.generic]) -> list[bytes]:
         return [b""] * len(array)
     flat = np.ascontiguousarray(array).reshape(len(array), -1)
     return flat.view(f"V{flat.dtype.itemsize * flat.shape[1]}").ravel().tolist()
-
-
-def _parquet(artifact: Artifact, name: str) -> pl.DataFrame:
-    return pl.read_parquet(io.BytesIO(artifact.read(name)))
