@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from spymaster_assets.contract import STAGE_A_DECISION_S, Contract
 from spymaster_assets.datasets.sequences import from_npz_bytes
 from spymaster_assets.market.book import book_from_parquet
-from spymaster_assets.market.calendar import TradingCalendar
+from spymaster_assets.market.calendar import NEW_YORK, TradingCalendar
 from spymaster_assets.market.dbn import BAR_SECONDS
 from spymaster_assets.market.files import SessionFiles
 from spymaster_assets.market.instruments import instrument
@@ -29,13 +29,16 @@ def differences(stored: Artifact, replayed: Artifact, cut_ns: int, contract: Con
 
     Raises ArtifactError when signals follow another contract.
     """
-    again = known_tables(replayed, contract)
+    tables, again = known_tables(stored, contract), known_tables(replayed, contract)
     found: list[Difference] = []
     count = 0
-    for file, table in known_tables(stored, contract).items():
+    for file, table in tables.items():
         more, values = compare(stored.asset, stored.key, table, again.get(file), cut_ns)
         found += more
         count += values
+    for file, table in again.items():
+        if file not in tables and (rows := int((table.known_ns <= cut_ns).sum())):
+            found.append(Difference(stored.asset, stored.key, file, "file", "missing", f"{rows} rows"))
     return found, count
 
 
@@ -89,6 +92,11 @@ def _levels(artifact: Artifact, contract: Contract) -> Tables:
     ends = levels.select("start_ns").join(context.select("start_ns", "end_ns").unique(), on="start_ns", how="left")
     listed = ends["end_ns"].fill_null(levels["start_ns"] + MINUTE_NS)
     yield "levels.parquet", KnownTable(levels, listed.to_numpy(), name="start_ns")
+    # the contract in front is known at the regular open, and with it what lies before the session
+    opens_ns = int(datetime.fromisoformat(f"{artifact.key}T09:30").replace(tzinfo=NEW_YORK).timestamp()) * NS
+    meta = artifact.json("levels.json")
+    frame = pl.DataFrame({"what": sorted(meta), "value": [repr(meta[k]) for k in sorted(meta)]})
+    yield "levels.json", KnownTable(frame, np.full(frame.height, opens_ns, np.int64), name="what")
 
 
 def _book(artifact: Artifact, contract: Contract) -> Tables:
@@ -121,12 +129,18 @@ def _signals(artifact: Artifact, contract: Contract) -> Tables:
 def _sequences(artifact: Artifact, contract: Contract) -> Tables:
     name = f"sequence_dataset_{artifact.key}.npz"
     arrays = from_npz_bytes(artifact.read(name), str(artifact.folder / name))
-    columns = {c: _row_bytes(arrays[c]) for c in ("X", "mask", "static")}
+    labels = ("y_break", "y_strength")
+    columns = {c: _row_bytes(arrays[c]) for c in ("X", "mask", "static", *labels)}
     frame = pl.DataFrame(
         {"event_id": arrays["event_id"].tolist(), **columns},
         schema={"event_id": pl.String, **dict.fromkeys(columns, pl.Binary)},
     )
-    yield name, KnownTable(frame, arrays["ts_ns"] + STAGE_A_DECISION_S * NS, name="event_id")
+    after_s = max(c.known_after_s for c in contract.role("label"))  # of any delay: the file does not say which it holds
+    known_ns = dict.fromkeys(labels, arrays["ts_ns"] + after_s * NS)
+    yield name, KnownTable(frame, arrays["ts_ns"] + STAGE_A_DECISION_S * NS, known_ns, name="event_id")
+    names = pl.DataFrame({"name": [*arrays["seq_feature_names"].tolist(), *arrays["static_feature_names"].tolist()]})
+    # names are of the contract, and known at any time
+    yield "feature names", KnownTable(names, np.zeros(names.height, np.int64))
 
 
 _TABLES: Mapping[str, Callable[[Artifact, Contract], Tables]] = {

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from spymaster_assets.automation import prove as prove_module
 from spymaster_assets.automation.prove import provable_asofs, prove, replay_models, replay_session
 from spymaster_assets.automation.replay_checks import verdicts
 from spymaster_assets.automation.shadow import lend, rebuild
+from spymaster_assets.datasets.sequences import from_npz_bytes, to_npz_bytes
 from spymaster_assets.errors import MissingInputError
 from spymaster_assets.market.simulate import write_market
 from spymaster_assets.partitions import SESSION_ASSETS, calendar_of
+from spymaster_assets.proof.compare import differences
 from spymaster_assets.proof.cutting import FUTURES
 from spymaster_assets.settings import MINUTE_NS, Settings
 from spymaster_assets.signals import levels as levels_module
 from spymaster_assets.store import Artifact, ArtifactStore, dump_json
+from spymaster_assets_tests.builders import CONTRACT
 
 KEY = "2024-02-01"
 OPENS_NS = calendar_of("SPY").session(KEY).regular_open_ns
@@ -146,3 +151,37 @@ def test_what_is_lent_is_of_one_version(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(ArtifactStore, "require", overtaken)
     lend(store, tmp_path / "shadow", "signals", [KEY])
     assert ArtifactStore(tmp_path / "shadow").load("signals", KEY).json("a.json")["n"] == (0 if republished == 1 else 3)
+
+
+def test_labels_of_sequences_and_the_facts_of_levels_are_compared(made: Settings, tmp_path: Path) -> None:
+    store, other = ArtifactStore(made.root), ArtifactStore(tmp_path / "other")
+    sequences, levels = (store.load(a, KEY) for a in ("sequence_dataset", "levels"))
+    name = f"sequence_dataset_{KEY}.npz"
+    arrays = from_npz_bytes(sequences.read(name))
+    complete_ns = int(arrays["ts_ns"][0]) + (8 + 8) * MINUTE_NS
+    for array in ("y_break", "y_strength", "seq_feature_names"):
+        forged = {**arrays, array: arrays[array].copy()}
+        forged[array][0] = "other" if array == "seq_feature_names" else 7
+        again = other.publish("sequence_dataset", KEY, {name: to_npz_bytes(forged)})
+        found, _ = differences(sequences, again, complete_ns, CONTRACT)
+        assert [d.column for d in found] == ["name" if array == "seq_feature_names" else array]
+        if array != "seq_feature_names":
+            assert differences(sequences, again, complete_ns - 1, CONTRACT)[0] == []
+    files = {f: levels.read(f) for f in levels.files}
+    forged_levels = dump_json({**levels.json("levels.json"), "warmup_sigma": 9.5})
+    again = other.publish("levels", KEY, {**files, "levels.json": forged_levels})
+    assert differences(levels, again, OPENS_NS - 1, CONTRACT)[0] == []
+    assert [d.row for d in differences(levels, again, OPENS_NS, CONTRACT)[0]] == ["warmup_sigma"]
+
+
+def test_a_file_that_only_the_replay_holds_is_a_difference(made: Settings, tmp_path: Path) -> None:
+    basis = pl.DataFrame({"ts_ns": [OPENS_NS], "n": [1]})
+    buffer = io.BytesIO()
+    basis.write_parquet(buffer)
+    stored = ArtifactStore(made.root).load("option_flow", KEY)
+    assert "flow.parquet" not in stored.files
+    files = {"flow.parquet": buffer.getvalue(), **{f: stored.read(f) for f in stored.files}}
+    again = ArtifactStore(tmp_path / "other").publish("option_flow", KEY, files)
+    found, _ = differences(stored, again, OPENS_NS + 1, CONTRACT)
+    assert [(d.column, d.stored) for d in found] == [("flow.parquet", "missing")]
+    assert differences(stored, again, OPENS_NS, CONTRACT)[0] == []
