@@ -127,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _prove(settings: Settings, options: argparse.Namespace) -> int:
-    from spymaster_assets.automation.prove import prove
+    from spymaster_assets.automation.prove import provable_asofs, prove
     from spymaster_assets.automation.replay_checks import CHECK, record, verdicts
     from spymaster_assets.proof.cuts import telling_sessions
 
@@ -139,7 +139,7 @@ def _prove(settings: Settings, options: argparse.Namespace) -> int:
     named = bool(options.session or options.asof)
     chosen = {} if named else telling_sessions(store, calendar_of(settings.symbol))
     sessions = options.session or list(chosen)
-    asofs = options.asof or ([] if named else store.keys("retrieval_index")[-1:])
+    asofs = options.asof or ([] if named else provable_asofs(store)[-1:])
     told = ", ".join(f"{k} ({chosen[k]})" if k in chosen else k for k in sessions)
     console.print(f"Sessions: {told or 'none'}. As of: {', '.join(asofs) or 'none'}.")
     replays = prove(settings, sessions, asofs, options.cuts or settings.prove.cuts, options.seed, console)
@@ -151,18 +151,21 @@ def _prove(settings: Settings, options: argparse.Namespace) -> int:
         table.add_column(name, justify="right")
     for (asset, key), verdict in found.items():
         style = None if verdict.holds else "red"
-        counts = (verdict.replays, f"{verdict.compared:,}", len(verdict.differences))
+        differing = len(verdict.differences) if verdict.compared or verdict.differences else "not tried"
+        counts = (verdict.replays, f"{verdict.compared:,}", differing)
         table.add_row(asset, key, *map(str, counts), style=style)
     console.print(table)
     for replay in replays:
         for difference in replay.differences:
             console.print(replay.told(difference), style="red", soft_wrap=True, markup=False)
+    for untried in dict.fromkeys(u for r in replays for u in r.untried):
+        console.print(f"not tried: {untried}", style="yellow", soft_wrap=True, markup=False)
     if options.record:
         record(found)
     failed = sum(bool(r.differences) for r in replays)
-    console.print(
-        f"{len(replays)} replays, {sum(sum(r.compared.values()) for r in replays):,} values compared, {failed} replays differ"
-    )
+    tried = [r for r in replays if r.compared]
+    compared = sum(sum(r.compared.values()) for r in tried)
+    console.print(f"{len(tried)} replays, {compared:,} values compared, {failed} replays differ")
     return 1 if failed else 0
 
 

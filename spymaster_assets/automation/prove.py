@@ -10,13 +10,20 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Literal
 
-import dagster as dg
 from rich.console import Console
 from rich.progress import track
 
 from spymaster_assets.assets.datasets import read_split
 from spymaster_assets.assets.signals import read_signals, warmup_sessions
-from spymaster_assets.automation.shadow import files_near, lend, nearest_upstream, rebuild, shadow_of
+from spymaster_assets.automation.shadow import (
+    REACH_NS,
+    RebuildFailed,
+    files_near,
+    lend,
+    nearest_upstream,
+    rebuild,
+    shadow_of,
+)
 from spymaster_assets.contract import load_contract
 from spymaster_assets.errors import ArtifactError, ConfigError, MissingInputError
 from spymaster_assets.market.dbn import BAR_SECONDS
@@ -25,13 +32,15 @@ from spymaster_assets.market.options import is_option_trades_csv
 from spymaster_assets.partitions import MODEL_ASSETS, SESSION_ASSETS, all_sessions, calendar_of
 from spymaster_assets.proof.compare import Difference, differences
 from spymaster_assets.proof.cuts import cuts_of, cuttable_from_ns, known_times
-from spymaster_assets.proof.cutting import FUTURES, Future, write_flat_future, write_future
+from spymaster_assets.proof.cutting import FUTURES, NEVER_OF_BARS, Future, write_flat_future, write_future
 from spymaster_assets.proof.members import fitted_differences
 from spymaster_assets.settings import NS, Settings
 from spymaster_assets.store import Artifact, ArtifactStore
 
 Later = Literal["absent", "altered"]
 """What becomes of the as-of session and those after it while its models are refitted."""
+Results = dict[str, tuple[list[Difference], int]]
+"""Per asset what differs and how many values were compared."""
 LATER_SESSIONS = 2
 """How many sessions from the as-of session on are rebuilt with another content."""
 REFUSING = MODEL_ASSETS[1:]
@@ -42,7 +51,8 @@ REFUSING = MODEL_ASSETS[1:]
 class Replay:
     """One rebuild: what was tried, how many values (bytes of fitted objects) of each asset were compared and what differed, upstream first.
 
-    nearest: for each differing asset the next one above it in the graph that differs too, None where the difference begins.
+    nearest: for each differing asset the next one above it in the graph that differs too, None where the difference begins. untried:
+    what could not be tried and why; nothing is compared by a replay that could not be tried at all.
     """
 
     key: str
@@ -51,6 +61,7 @@ class Replay:
     compared: Mapping[str, int]
     differences: tuple[Difference, ...] = ()
     nearest: Mapping[str, str | None] = field(default_factory=dict)
+    untried: tuple[str, ...] = ()
 
     @property
     def at(self) -> str:
@@ -68,23 +79,23 @@ class Replay:
 def replay_session(settings: Settings, key: str, at_ns: int, future: Future) -> Replay:
     """Rebuild a session's assets in a shadow store with input that ends, is another or late from at_ns on.
 
-    Raises ArtifactError when a stored artifact is missing, dagster.Failure when the graph fails on the altered input.
+    An asset that cannot be made of it is a difference; what stands below it is not judged. Raises ArtifactError or MissingInputError
+    when a stored artifact is damaged or missing.
     """
     store, contract = ArtifactStore(settings.root), load_contract()
     session = calendar_of(settings.symbol).session(key)
     with shadow_of(settings) as shadow:
-        write_future(files_near(settings, session), shadow.dbn_dir, at_ns, future)
+        near, within_ns = files_near(settings, session), (session.open_ns - REACH_NS, session.close_ns)
+        write_future(near, shadow.dbn_dir, at_ns, future, within_ns=within_ns)
         flat = [f.path for f in scan_flat(settings.dbn_dir) if f.is_of(key) and is_option_trades_csv(f.path)]
         write_flat_future(flat, settings.dbn_dir, shadow.dbn_dir, at_ns, future)
         lend(store, shadow.root, "ohlcv_bars", warmup_sessions(settings, key))
-        rebuild(shadow, SESSION_ASSETS, key)
+        results = _rebuilt(shadow, SESSION_ASSETS, key)
         replayed = ArtifactStore(shadow.root)
+        made = [a for a in SESSION_ASSETS if replayed.exists(a, key)]
         # a tape that is cut is only known to be complete up to its last record
-        known_ns = min(at_ns, _registered(replayed, key).observed_until_ns)
-        pairs = {a: (store.load(a, key), replayed.load(a, key)) for a in SESSION_ASSETS}
-        results = {a: differences(*pair, known_ns, contract) for a, pair in pairs.items()}
-        if at_ns >= session.regular_open_ns:
-            results["market_files"] = _front_differences(*pairs["market_files"])
+        known_ns = min(at_ns, _registered(replayed, key).observed_until_ns) if made else at_ns
+        results |= {a: differences(store.load(a, key), replayed.load(a, key), known_ns, contract) for a in made}
     return _judged(settings, key, future, at_ns, results)
 
 
@@ -94,23 +105,30 @@ def replay_models(settings: Settings, asof: str, later: Later) -> Replay:
     Every file of them is compared, byte for byte but for provenance. Raises like `replay_session`.
     """
     store, calendar = ArtifactStore(settings.root), calendar_of(settings.symbol)
-    sessions = all_sessions(settings)
+    sessions, made = all_sessions(settings), stored_models(store, asof)
     at_ns = calendar.session(asof).open_ns
+    following = [k for k in sessions if k >= asof and store.exists("sequence_dataset", k)][:LATER_SESSIONS]
+    if later == "altered" and not following:
+        untried = (f"later sessions altered: no session from {asof} on is stored",)
+        return Replay(asof, f"later sessions {later}", at_ns, {}, untried=untried)
+    results: Results = {}
     with shadow_of(settings) as shadow:
         for asset in ("signals", "sequence_dataset", "levels"):
             lend(store, shadow.root, asset, [k for k in sessions if k < asof and store.exists(asset, k)])
-        following = [k for k in sessions if k >= asof and store.exists("sequence_dataset", k)][:LATER_SESSIONS]
-        if later == "altered" and following:
+        if later == "altered":
             last = calendar.session(following[-1])
             near = files_near(settings, calendar.session(asof), last.close_ns)
-            write_future(near, shadow.dbn_dir, at_ns, "altered")
+            write_future(near, shadow.dbn_dir, at_ns, "altered", within_ns=(at_ns - REACH_NS, last.close_ns))
             lend(store, shadow.root, "ohlcv_bars", warmup_sessions(settings, asof))
             for key in following:
-                rebuild(shadow, SESSION_ASSETS, key)
-        rebuild(shadow, MODEL_ASSETS, asof)
+                results |= _rebuilt(shadow, SESSION_ASSETS, key)
+        results |= _rebuilt(shadow, made, asof)
         replayed = ArtifactStore(shadow.root)
-        results = {a: fitted_differences(store.load(a, asof), replayed.load(a, asof)) for a in MODEL_ASSETS}
-    return _judged(settings, asof, f"later sessions {later}", at_ns, results)
+        for asset in made:
+            if replayed.exists(asset, asof):
+                results[asset] = fitted_differences(store.load(asset, asof), replayed.load(asset, asof))
+    replay = _judged(settings, asof, f"later sessions {later}", at_ns, results)
+    return replace(replay, untried=_unmade(store, asof))
 
 
 def replay_redelivery(settings: Settings, asof: str) -> Replay:
@@ -122,10 +140,11 @@ def replay_redelivery(settings: Settings, asof: str) -> Replay:
     store, calendar = ArtifactStore(settings.root), calendar_of(settings.symbol)
     split = read_split(store, asof)[0]
     again, before = split.train[-1], calendar.previous(split.train[-1])
-    session = calendar.session(again)
+    session, told_as = calendar.session(again), f"{again} delivered again"
     readers = [("levels", k) for k in all_sessions(settings) if k != again and again in warmup_sessions(settings, k)]
-    readers = [r for r in readers if store.exists(*r)] + [(a, asof) for a in MODEL_ASSETS]
-    results: dict[str, tuple[list[Difference], int]] = {a: ([], 0) for a in (*SESSION_ASSETS, *MODEL_ASSETS)}
+    made = stored_models(store, asof)
+    readers = [r for r in readers if store.exists(*r)] + [(a, asof) for a in made]
+    results: Results = {a: ([], 0) for a in (*SESSION_ASSETS, *made)}
     with shadow_of(settings) as shadow:
         write_future(
             files_near(settings, session), shadow.dbn_dir, session.regular_open_ns, "altered", until_ns=session.close_ns
@@ -140,24 +159,45 @@ def replay_redelivery(settings: Settings, asof: str) -> Replay:
             "ohlcv_bars",
             sorted({w for k in rebuilt for w in warmup_sessions(settings, k)} - {*rebuilt}),
         )
+        failed: Results = {}
         for key in rebuilt:
-            rebuild(shadow, SESSION_ASSETS, key)
+            failed |= _rebuilt(shadow, SESSION_ASSETS, key)
+        if failed:
+            return _judged(settings, asof, told_as, session.regular_open_ns, {"split_manifest": ([], 0), **failed})
         mixed = ArtifactStore(shadow.root)
         for asset in SESSION_ASSETS if before in rebuilt else ():
-            # a file may hold several sessions: of market_files only the contract in front is the earlier session's own
-            compare = _front_differences if asset == "market_files" else fitted_differences
-            results[asset] = compare(store.load(asset, before), mixed.load(asset, before))
+            one, other = store.load(asset, before), mixed.load(asset, before)
+            if asset == "market_files":  # a file may hold several sessions, so its hash and counts may be others
+                results[asset] = differences(one, other, session.regular_open_ns, load_contract())
+            else:
+                results[asset] = fitted_differences(one, other)
         changed = {a: mixed.load(a, again).sha256 for a in SESSION_ASSETS}
         for asset, key in readers:
             results[asset][0].extend(_unnoticed(store.load(asset, key), again, changed))
-        for asset in REFUSING:
+        for asset in (a for a in REFUSING if a in made):
             if not _refuses(shadow, asset, asof):
                 told = ("refused", "made of the old split and the new rows")
                 results[asset][0].append(Difference(asset, asof, "inputs", f"signals[{again}]", *told))
     # what is found in other partitions counts for the split, which stands above all models of the as-of session
     elsewhere = sum(results[a][1] for a in SESSION_ASSETS)
-    replay = _judged(settings, asof, f"{again} delivered again", session.regular_open_ns, results)
-    return replace(replay, compared={"split_manifest": elsewhere, **{a: results[a][1] for a in MODEL_ASSETS[1:]}})
+    replay = _judged(settings, asof, told_as, session.regular_open_ns, results)
+    untried = () if before in rebuilt else (f"{told_as}: {before}, the session before it, is not stored",)
+    compared = {"split_manifest": elsewhere, **{a: results[a][1] for a in made[1:]}}
+    return replace(replay, compared=compared, untried=(*untried, *_unmade(store, asof)))
+
+
+def provable_asofs(store: ArtifactStore) -> list[str]:
+    """As-of sessions whose split and at least one model are stored, sorted."""
+    return [k for k in store.keys(MODEL_ASSETS[0]) if len(stored_models(store, k)) > 1]
+
+
+def stored_models(store: ArtifactStore, asof: str) -> list[str]:
+    """The split and models that are stored as of a session, upstream first."""
+    return [a for a in MODEL_ASSETS if store.exists(a, asof)]
+
+
+def _unmade(store: ArtifactStore, asof: str) -> tuple[str, ...]:
+    return tuple(f"{a} [{asof}]: not stored" for a in MODEL_ASSETS if not store.exists(a, asof))
 
 
 def prove(
@@ -171,7 +211,7 @@ def prove(
     """Replay each session `cuts` times, with input that is cut off, another or late in turn; refit each as-of session with later sessions
     absent and altered, and with a past one delivered again.
 
-    Raises ConfigError when nothing is named, MissingInputError when a named session has no stored signals.
+    Raises ConfigError when nothing is named, MissingInputError when a named session has no stored signals or an as-of session no model.
     """
     warnings.filterwarnings("ignore")
     store = ArtifactStore(settings.root)
@@ -183,7 +223,13 @@ def prove(
             where=str(settings.root),
             remedy="dagster asset materialize --select '+sequence_dataset' --partition <session>",
         )
-    store.require("retrieval_index", asofs)
+    if missing := sorted({*asofs}.difference(provable_asofs(store))):
+        raise MissingInputError(
+            f"{len(missing)} as-of sessions have no stored split and model: {', '.join(missing[:5])}",
+            where=str(settings.root),
+            expected=", ".join(MODEL_ASSETS),
+            remedy=f"dagster asset materialize --select '*canaries' --partition {missing[0]}",
+        )
     tries: list[Callable[[], Replay]] = []
     for key in sessions:
         tries += _session_tries(settings, store, key, cuts, seed)
@@ -202,7 +248,7 @@ def _session_tries(
     session = calendar_of(settings.symbol).session(key)
     # without a feed that has receive times nothing of a session can be late
     received = any(e.header.schema not in BAR_SECONDS for e in files_near(settings, session))
-    futures = FUTURES if received else FUTURES[:2]
+    futures = FUTURES if received else [f for f in FUTURES if f not in NEVER_OF_BARS]
     moments_ns = known_times(read_signals(store, key)[0].frame, load_contract())
     from_ns = cuttable_from_ns(_registered(store, key), session)
     chosen = cuts_of(session, settings, cuts, seed, from_ns, moments_ns)
@@ -216,18 +262,6 @@ def _registered(store: ArtifactStore, key: str) -> SessionFiles:
     return SessionFiles.from_json(store.load("market_files", key).json("files.json"))
 
 
-def _front_differences(stored: Artifact, replayed: Artifact) -> tuple[list[Difference], int]:
-    """The contract in front is known at the regular open; how many others trade beside it is not."""
-    one, other = (a.json("files.json")["front"] for a in (stored, replayed))
-    names = ("instrument_id", "raw_symbol", "rolled_from")
-    found = [
-        Difference(stored.asset, stored.key, name, "front", str(one[name]), str(other[name]))
-        for name in names
-        if one[name] != other[name]
-    ]
-    return found, len(names)
-
-
 def _unnoticed(reader: Artifact, again: str, changed: Mapping[str, str]) -> list[Difference]:
     """A difference when a reader recorded no input of the session that is delivered again, or none that has changed."""
     recorded = {a: reader.inputs[name] for a in changed if (name := f"{a}[{again}]") in reader.inputs}
@@ -236,19 +270,31 @@ def _unnoticed(reader: Artifact, again: str, changed: Mapping[str, str]) -> list
     return [Difference(reader.asset, reader.key, "inputs", again, str(sorted(recorded)), "changed, and not noticed")]
 
 
+def _rebuilt(shadow: Settings, assets: Sequence[str], key: str) -> Results:
+    """Rebuild assets; for those that fail a difference that says so."""
+    try:
+        rebuild(shadow, assets, key)
+    except RebuildFailed as failure:
+        return {
+            asset: ([Difference(asset, key, "all columns", "all rows", "made", f"could not be made: {words}")], 0)
+            for asset, words in failure.words.items()
+        }
+    return {}
+
+
 def _refuses(shadow: Settings, asset: str, asof: str) -> bool:
     try:
         rebuild(shadow, [asset], asof)
-    except dg.Failure as failure:
+    except RebuildFailed as failure:
         if re.search(rf"\b{ArtifactError.__name__}\b.*changed after the split", failure.description or "", re.DOTALL):
             return True
         raise
     return False
 
 
-def _judged(
-    settings: Settings, key: str, future: str, at_ns: int, results: Mapping[str, tuple[list[Difference], int]]
-) -> Replay:
+def _judged(settings: Settings, key: str, future: str, at_ns: int, results: Results) -> Replay:
+    order = (*SESSION_ASSETS, *MODEL_ASSETS)
+    results = {a: results[a] for a in sorted(results, key=order.index)}
     found = tuple(d for differs, _ in results.values() for d in differs)
     among = frozenset(d.asset for d in found)
     return Replay(

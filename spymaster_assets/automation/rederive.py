@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,12 +11,12 @@ import polars as pl
 from spymaster_assets.assets.datasets import read_part, read_sequences, read_split
 from spymaster_assets.assets.proof import predict_all
 from spymaster_assets.assets.signals import read_signals, warmup_sessions
-from spymaster_assets.automation.prove import replay_models
+from spymaster_assets.automation.prove import replay_models, stored_models
 from spymaster_assets.automation.shadow import lend, rebuild, shadow_of
 from spymaster_assets.contract import load_contract
 from spymaster_assets.errors import MarketDataError
 from spymaster_assets.evaluation.calibration import BASELINES, baseline_predictions
-from spymaster_assets.partitions import MODEL_ASSETS, SESSION_ASSETS
+from spymaster_assets.partitions import SESSION_ASSETS
 from spymaster_assets.proof.bits import Check, compared, unequal
 from spymaster_assets.proof.compare import differences
 from spymaster_assets.proof.explain import Explanation
@@ -51,14 +50,14 @@ def rederive(settings: Settings, explanation: Explanation, refit: bool = False) 
         checks.append(_signal_row(store, fresh, event.session, event.event_id))
         checks.append(_sequence_row(store, fresh, event.session, event.event_id))
         for fold in explanation.folds:
-            for asset in MODEL_ASSETS:
+            for asset in stored_models(store, fold.asof):
                 lend(store, shadow.root, asset, [fold.asof])
             checks += _predictions(store, fresh, fold, event.session, event.event_id, refit, settings)
     if refit:
         for asof in _asofs(explanation):
             replay = replay_models(settings, asof, "absent")
             found = {d.asset: d for d in replay.differences}
-            for asset in MODEL_ASSETS:
+            for asset in stored_models(store, asof):
                 d = found.get(asset)
                 told = (d.column, d.stored, d.replayed) if d else ()
                 checks.append(Check(f"{asset}[{asof}] refitted", len(store.load(asset, asof).files), *told))
@@ -129,7 +128,7 @@ def _predictions(
     names = ["model", "head", "delay", "stage"]
     again = {tuple(r[:4]): r[4] for r in said.filter(pl.col("event_id") == event_id).select(*names, "p").iter_rows()}
     report = store.load("calibration_report", fold.asof)
-    stored = pl.read_parquet(io.BytesIO(report.read("predictions.parquet"))).filter(pl.col("event_id") == event_id)
+    stored = report.frame("predictions.parquet").filter(pl.col("event_id") == event_id)
     kept = [m for m in stored["model"].unique().sort() if refit or m not in BASELINES or m == "null_knn"]
     checks = []
     for model in kept:

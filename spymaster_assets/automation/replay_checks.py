@@ -11,7 +11,7 @@ import dagster as dg
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
 
 from spymaster_assets.assets.windows import NEW_YORK, session_partitions
-from spymaster_assets.automation.prove import Replay, prove
+from spymaster_assets.automation.prove import Replay, provable_asofs, prove
 from spymaster_assets.partitions import MODEL_ASSETS, SESSION_ASSETS, calendar_of
 from spymaster_assets.proof.compare import Difference
 from spymaster_assets.proof.cuts import telling_sessions
@@ -27,7 +27,7 @@ _TEXT = "Rebuilt in a shadow store with a future that is cut off, another or lat
 
 @dataclass(frozen=True)
 class Verdict:
-    """What all replays of one partition say of one asset; differences are (replay, difference)."""
+    """What all replays of one partition say of one asset; differences are (replay, difference), untried is what could not be tried."""
 
     asset: str
     partition: str
@@ -35,6 +35,7 @@ class Verdict:
     futures: Mapping[str, int]
     compared: int
     differences: tuple[tuple[Replay, Difference], ...]
+    untried: tuple[str, ...] = ()
 
     @property
     def holds(self) -> bool:
@@ -47,7 +48,10 @@ class Verdict:
         if self.differences:
             replay, difference = self.differences[0]
             return replay.told(difference)
-        return f"{self.compared:,} values compared" if self.compared else "no row of it was known before a cut"
+        told = (
+            f"{self.compared:,} values compared" if self.compared else "not tried: no row of it was known before a cut"
+        )
+        return "; not tried: ".join((told, *self.untried))
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -79,6 +83,7 @@ class Verdict:
             "replays_by_future": dg.MetadataValue.json(dict(self.futures)),
             "values_compared": self.compared,
             "differing": len(self.differences),
+            "not_tried": dg.MetadataValue.json(list(self.untried)),
             "differences": dg.MetadataValue.table(rows, schema=schema),
         }
 
@@ -98,7 +103,10 @@ def verdicts(replays: Sequence[Replay]) -> dict[tuple[str, str], Verdict]:
         for r in mine:
             futures[r.future] = futures.get(r.future, 0) + 1
         found = tuple((r, d) for r in mine for d in r.differences if asset == _judged_with(r, d))
-        out[asset, key] = Verdict(asset, key, len(mine), futures, sum(r.compared[asset] for r in mine), found)
+        # only replays of models leave something out
+        untried = dict.fromkeys(u for r in replays if r.key == key and asset in MODEL_ASSETS for u in r.untried)
+        compared = sum(r.compared[asset] for r in mine)
+        out[asset, key] = Verdict(asset, key, len(mine), futures, compared, found, tuple(untried))
     return out
 
 
@@ -213,9 +221,7 @@ def prove_schedule(settings: Settings, job: dg.JobDefinition) -> dg.ScheduleDefi
     )
     def nightly(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
         store = ArtifactStore(settings.root)
-        keys = dict.fromkeys(
-            [*telling_sessions(store, calendar_of(settings.symbol)), *store.keys(MODEL_ASSETS[-1])[-1:]]
-        )
+        keys = dict.fromkeys([*telling_sessions(store, calendar_of(settings.symbol)), *provable_asofs(store)[-1:]])
         day: datetime = context.scheduled_execution_time
         config = {"cuts": settings.prove.nightly_cuts, "seed": day.toordinal()}
         for key in keys:
@@ -241,7 +247,7 @@ def _proved(
     settings: Settings, key: str, config: Mapping[str, int], wanted: Collection[str]
 ) -> dict[tuple[str, str], Verdict]:
     """Verdicts on a partition: the session's where a session asset is wanted, the models' where one is and they are made."""
-    asofs = ArtifactStore(settings.root).keys(MODEL_ASSETS[-1])
+    asofs = provable_asofs(ArtifactStore(settings.root))
     refits = [key] if key in asofs and not {*MODEL_ASSETS}.isdisjoint(wanted) else []
     sessions = [] if {*SESSION_ASSETS}.isdisjoint(wanted) else [key]
     if not sessions and not refits:

@@ -16,19 +16,19 @@ import dagster as dg
 from spymaster_assets.market.calendar import Session
 from spymaster_assets.market.files import FileEntry, scan_folder
 from spymaster_assets.settings import NS, Settings
-from spymaster_assets.store import ArtifactStore
+from spymaster_assets.store import MANIFEST, Artifact, ArtifactStore, dump_json, write_atomic
 
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
-_REACH_NS = 10 * 86_400 * NS
+REACH_NS = 10 * 86_400 * NS
 """How far before a session files are taken along: earlier sessions name the front month."""
 
 
 def files_near(settings: Settings, session: Session, until_ns: int | None = None) -> list[FileEntry]:
     """DBN files that a session (or what follows it until until_ns) may be made of."""
     entries = scan_folder(settings.dbn_dir)
-    return [e for e in entries if e.overlaps(session.open_ns - _REACH_NS, until_ns or session.close_ns)]
+    return [e for e in entries if e.overlaps(session.open_ns - REACH_NS, until_ns or session.close_ns)]
 
 
 @contextmanager
@@ -45,8 +45,23 @@ def lend(store: ArtifactStore, root: Path, asset: str, keys: Sequence[str]) -> N
     for artifact in store.require(asset, keys):
         home = root / asset / artifact.key
         home.mkdir(parents=True)
-        shutil.copy(artifact.folder.parent / "manifest.json", home)
-        shutil.copytree(artifact.folder, home / artifact.folder.name, copy_function=_link)
+        try:
+            _lend(artifact, home)
+        except (OSError, shutil.Error):  # the version was swept after the handle was taken
+            _lend(store.load(asset, artifact.key), home)
+
+
+def _lend(artifact: Artifact, home: Path) -> None:
+    """Files and the manifest of one handle: that of the disk may be of a newer version by now."""
+    target = home / artifact.folder.name
+    try:
+        shutil.copytree(artifact.folder, target, copy_function=_link)
+    except (OSError, shutil.Error):
+        shutil.rmtree(target, ignore_errors=True)
+        raise
+    names = ("asset", "key", "sha256", "files", "inputs", "metadata", "provenance")
+    manifest = {n: getattr(artifact, n) for n in names} | {"version": artifact.folder.name}
+    write_atomic(home / MANIFEST, dump_json(manifest))
 
 
 def _link(source: str, target: str) -> None:
@@ -57,10 +72,18 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
+class RebuildFailed(dg.Failure):
+    """Assets that could not be made, each with its own words; what does not depend on them was made."""
+
+    def __init__(self, words: Mapping[str, str]) -> None:
+        self.words = words
+        super().__init__("; ".join(f"{asset}: {why}" for asset, why in words.items()))
+
+
 def rebuild(settings: Settings, assets: Sequence[str], key: str) -> None:
     """Make assets of one partition through the graph, without their checks and without experiment tracking.
 
-    Raises dagster.Failure with the asset's own words.
+    Raises RebuildFailed with the assets' own words.
     """
     from spymaster_assets.definitions import build_definitions
 
@@ -71,9 +94,9 @@ def rebuild(settings: Settings, assets: Sequence[str], key: str) -> None:
             instance=instance, partition_key=key, run_config=_QUIET, raise_on_error=False
         )
     if not result.success:
-        failed = next(e for e in result.all_events if e.is_step_failure)
-        raise dg.Failure(
-            f"{failed.step_key}: {failed.step_failure_data.user_failure_data or failed.step_failure_data.error}"
+        failed = [e for e in result.all_events if e.is_step_failure]
+        raise RebuildFailed(
+            {str(e.step_key): str(e.step_failure_data.user_failure_data or e.step_failure_data.error) for e in failed}
         )
 
 

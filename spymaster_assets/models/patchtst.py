@@ -230,7 +230,7 @@ class PatchTST(Model):
             remedy="materialize patchtst_model again",
         ):
             meta = json_object(files[METADATA], METADATA)
-            content = _read_checkpoint(files[CHECKPOINT])
+            content = read_checkpoint(files[CHECKPOINT])
             model = cls(settings_from(PatchTSTSettings, content["settings"]))
             model.meta = {k: meta[k] for k in _META}
             model.first_test_decision_ns = int(meta["first_test_decision_ns"])
@@ -360,7 +360,7 @@ class PatchTST(Model):
         }
 
 
-def _read_checkpoint(data: bytes) -> dict[str, Any]:
+def read_checkpoint(data: bytes) -> dict[str, Any]:
     """Content of a checkpoint: the archive, its opcodes and its tensors are judged before torch or a network trusts them."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         names = [m.filename for m in archive.infolist()]

@@ -42,10 +42,15 @@ def check_ubj(data: bytes, features: Sequence[str], where: str) -> None:
     Layout: https://xgboost.readthedocs.io/en/stable/tutorials/saving_model.html, as version 3 writes gbtree without categories.
     """
     with refusing(ModelError, "not an XGBoost model as it was trained", where=where, remedy="train it again"):
-        reader = _Reader(data)
-        model = reader.value(0)
-        _require(reader.at == len(data), "bytes follow the model")
-        _check_model(model, list(features))
+        _check_model(read_ubj(data), list(features))
+
+
+def read_ubj(data: bytes) -> Any:
+    """Content of a UBJ file as XGBoost writes it, read in bounds; raise ValueError on anything else."""
+    reader = _Reader(data)
+    model = reader.value(0)
+    _require(reader.at == len(data), "bytes follow the model")
+    return model
 
 
 def _check_model(model: Any, features: list[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from spymaster_assets.contract import STAGE_A_DECISION_S, Contract
 from spymaster_assets.datasets.sequences import from_npz_bytes
 from spymaster_assets.market.book import book_from_parquet
-from spymaster_assets.market.calendar import TradingCalendar
+from spymaster_assets.market.calendar import NEW_YORK, TradingCalendar
 from spymaster_assets.market.dbn import BAR_SECONDS
 from spymaster_assets.market.files import SessionFiles
 from spymaster_assets.market.instruments import instrument
@@ -30,13 +29,16 @@ def differences(stored: Artifact, replayed: Artifact, cut_ns: int, contract: Con
 
     Raises ArtifactError when signals follow another contract.
     """
-    again = known_tables(replayed, contract)
+    tables, again = known_tables(stored, contract), known_tables(replayed, contract)
     found: list[Difference] = []
     count = 0
-    for file, table in known_tables(stored, contract).items():
+    for file, table in tables.items():
         more, values = compare(stored.asset, stored.key, table, again.get(file), cut_ns)
         found += more
         count += values
+    for file, table in again.items():
+        if file not in tables and (rows := int((table.known_ns <= cut_ns).sum())):
+            found.append(Difference(stored.asset, stored.key, file, "file", "missing", f"{rows} rows"))
     return found, count
 
 
@@ -57,7 +59,14 @@ def _market_files(artifact: Artifact, contract: Contract) -> Tables:
     rows: list[tuple[str, str, int]] = [
         ("schema", found.schema, first_ns),
         ("first_ns", str(found.first_ns), first_ns),
-        ("front", found.front.raw_symbol, max(opens_ns, first_ns)),
+    ]
+    rows += [
+        (what, str(value), max(opens_ns, first_ns))
+        for what, value in (
+            ("front", found.front.raw_symbol),
+            ("instrument_id", found.front.instrument_id),
+            ("rolled_from", found.front.rolled_from),
+        )
     ]
     rows += [
         (f"volume of {c.raw_symbol} before the open", str(c.pre_open_volume), max(opens_ns, first_ns))
@@ -79,27 +88,32 @@ def _levels(artifact: Artifact, contract: Contract) -> Tables:
     # a level is known when its bar starts, and listed when that bar has ended
     yield _ends(artifact, "context.parquet", "start_ns")
     yield _ends(artifact, "two_minute.parquet", "end_ns")
-    context, levels = (_parquet(artifact, name) for name in ("context.parquet", "levels.parquet"))
+    context, levels = (artifact.frame(name) for name in ("context.parquet", "levels.parquet"))
     ends = levels.select("start_ns").join(context.select("start_ns", "end_ns").unique(), on="start_ns", how="left")
     listed = ends["end_ns"].fill_null(levels["start_ns"] + MINUTE_NS)
     yield "levels.parquet", KnownTable(levels, listed.to_numpy(), name="start_ns")
+    # the contract in front is known at the regular open, and with it what lies before the session
+    opens_ns = int(datetime.fromisoformat(f"{artifact.key}T09:30").replace(tzinfo=NEW_YORK).timestamp()) * NS
+    meta = artifact.json("levels.json")
+    frame = pl.DataFrame({"what": sorted(meta), "value": [repr(meta[k]) for k in sorted(meta)]})
+    yield "levels.json", KnownTable(frame, np.full(frame.height, opens_ns, np.int64), name="what")
 
 
 def _book(artifact: Artifact, contract: Contract) -> Tables:
     if "book.parquet" in artifact.files:
         book = book_from_parquet(artifact.read("book.parquet"))
         over_ns = (book.ts_ns // book.bucket_ns + 1) * book.bucket_ns
-        yield "book.parquet", KnownTable(_parquet(artifact, "book.parquet"), over_ns, name="ts_ns")
+        yield "book.parquet", KnownTable(artifact.frame("book.parquet"), over_ns, name="ts_ns")
 
 
 def _flow(artifact: Artifact, contract: Contract) -> Tables:
     if "flow.parquet" in artifact.files:
-        frame = _parquet(artifact, "flow.parquet")
+        frame = artifact.frame("flow.parquet")
         yield "flow.parquet", KnownTable(frame, frame["ts_ns"].to_numpy() + 1, name="ts_ns")
 
 
 def _basis(artifact: Artifact, contract: Contract) -> Tables:
-    frame = _parquet(artifact, "basis.parquet")
+    frame = artifact.frame("basis.parquet")
     yield "basis.parquet", KnownTable(frame, frame["known_ns"].to_numpy(), name="known_ns")
 
 
@@ -115,12 +129,18 @@ def _signals(artifact: Artifact, contract: Contract) -> Tables:
 def _sequences(artifact: Artifact, contract: Contract) -> Tables:
     name = f"sequence_dataset_{artifact.key}.npz"
     arrays = from_npz_bytes(artifact.read(name), str(artifact.folder / name))
-    columns = {c: _row_bytes(arrays[c]) for c in ("X", "mask", "static")}
+    labels = ("y_break", "y_strength")
+    columns = {c: _row_bytes(arrays[c]) for c in ("X", "mask", "static", *labels)}
     frame = pl.DataFrame(
         {"event_id": arrays["event_id"].tolist(), **columns},
         schema={"event_id": pl.String, **dict.fromkeys(columns, pl.Binary)},
     )
-    yield name, KnownTable(frame, arrays["ts_ns"] + STAGE_A_DECISION_S * NS, name="event_id")
+    after_s = max(c.known_after_s for c in contract.role("label"))  # of any delay: the file does not say which it holds
+    known_ns = dict.fromkeys(labels, arrays["ts_ns"] + after_s * NS)
+    yield name, KnownTable(frame, arrays["ts_ns"] + STAGE_A_DECISION_S * NS, known_ns, name="event_id")
+    names = pl.DataFrame({"name": [*arrays["seq_feature_names"].tolist(), *arrays["static_feature_names"].tolist()]})
+    # names are of the contract, and known at any time
+    yield "feature names", KnownTable(names, np.zeros(names.height, np.int64))
 
 
 _TABLES: Mapping[str, Callable[[Artifact, Contract], Tables]] = {
@@ -137,7 +157,7 @@ _TABLES: Mapping[str, Callable[[Artifact, Contract], Tables]] = {
 
 def _ends(artifact: Artifact, file: str, name: str) -> tuple[str, KnownTable]:
     """A Parquet file whose rows are known at their end_ns."""
-    frame = _parquet(artifact, file)
+    frame = artifact.frame(file)
     return file, KnownTable(frame, frame["end_ns"].to_numpy(), name=name)
 
 
@@ -147,7 +167,3 @@ def _row_bytes(array: NDArray[np.generic]) -> list[bytes]:
         return [b""] * len(array)
     flat = np.ascontiguousarray(array).reshape(len(array), -1)
     return flat.view(f"V{flat.dtype.itemsize * flat.shape[1]}").ravel().tolist()
-
-
-def _parquet(artifact: Artifact, name: str) -> pl.DataFrame:
-    return pl.read_parquet(io.BytesIO(artifact.read(name)))

@@ -5,7 +5,10 @@ from __future__ import annotations
 import gzip
 import os
 import struct
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +17,15 @@ import polars as pl
 import zstandard
 from numpy.typing import NDArray
 
-from spymaster_assets.market.dbn import BAR_SECONDS, LAYOUTS, DbnHeader, read_header, read_records, time_field
+from spymaster_assets.market.dbn import (
+    BAR_SECONDS,
+    LAYOUTS,
+    UNDEFINED_PRICE,
+    DbnHeader,
+    read_header,
+    stream_records,
+    time_field,
+)
 from spymaster_assets.market.files import SIMULATED_MARK, FileEntry
 from spymaster_assets.market.options import (
     CONSOLIDATED_QUOTE_SCHEMAS,
@@ -22,41 +33,64 @@ from spymaster_assets.market.options import (
     QUOTED_TRADE_SCHEMAS,
     STATISTICS_DTYPES,
 )
+from spymaster_assets.proof.history import PAST_SHIFT_E9
 from spymaster_assets.settings import MINUTE_NS, NS
 from spymaster_assets.store import write_atomic
 
-Future = Literal["cut", "altered", "late"]
-FUTURES: tuple[Future, ...] = ("cut", "altered", "late")
-"""Input ends at the time; is another after it; brings records after it that tell of events before it."""
+Future = Literal["cut", "up", "late", "sizes", "shuffled", "down", "dropped", "sides", "altered"]
+FUTURES: tuple[Future, ...] = ("cut", "up", "late", "sizes", "shuffled", "down", "dropped", "sides")
+"""What a session is replayed with, by the names of `proof.detect.FUTURES`: input ends at the time; prices after it are higher or lower,
+each record's by a share of its own; sizes are others, blocks among them; prices, sizes and sides are shuffled within an instrument; half
+of the records are missing; aggressors are others (detect: renamed); records after it tell of events before it. 'altered' is prices,
+sizes and sides at once."""
+NEVER_OF_BARS: frozenset[Future] = frozenset({"late", "sides"})
+"""Bars have neither a receive time nor a side."""
 _LATEST_S = 1800
 """How far before the time late records tell of, at most."""
 _END_OFFSET = 34
 """Of the requested end in a DBN header: 8 bytes of prefix, 16 of dataset, 2 of schema, 8 of start; the same in all versions."""
 PRICES = ("price", "open", "high", "low", "close")
-_SHIFT_E9 = 370_000_000
-"""How far prices are moved after the time: no multiple of a usual level's distance."""
+_SIZES = ("size", "volume", "quantity")
+_MOVED_BY = 0.01
+"""Largest share by which a record's prices are moved."""
+_BLOCK_SHARE, _BLOCK_FACTOR, _FACTOR = 0.02, 3_000, 3
+"""Sizes grow by the factor, a few of them so much that totals and ranks hang on them alone."""
+_ANY_SIDE = np.array([b"A", b"B", b"N"])
+_PAST_SIZES = 2
+_CHUNK = 1 << 16
+"""Records held at a time: 24 MB of mbp-10."""
+Change = Callable[[NDArray[np.void]], NDArray[np.bool_]]
+"""Alters records in place and tells which of them (n,) are kept."""
 
 
 def write_future(
-    entries: Sequence[FileEntry], target: Path, at_ns: int, future: Future, until_ns: int | None = None
+    entries: Sequence[FileEntry],
+    target: Path,
+    at_ns: int,
+    future: Future,
+    until_ns: int | None = None,
+    within_ns: tuple[int, int] | None = None,
 ) -> None:
-    """Write each file as it would be if input ended at at_ns ('cut'), were another after it ('altered') or late after it ('late').
+    """Write each file as it would be if what is known from at_ns on did not exist or were another, as `future` says, the same each time.
 
     Known before at_ns are records received before it and bars that had ended by then. 'late' moves the event time of every second later
-    record before at_ns and alters it; bars have no receive time and stay. With until_ns nothing from then on is touched. Files that end
-    before are linked, files that begin after are left out when cutting. Raises MarketDataError on damage.
+    record before at_ns and alters it; bars have no receive time and stay. With until_ns nothing from then on is touched; records outside
+    within_ns are left out. Files that end before are linked, files that begin after are left out when cutting. A file is never held
+    whole. Raises MarketDataError on damage.
     """
     for entry in entries:
-        path = _place(entry, target)
+        path, schema = _place(entry, target), entry.header.schema
         before = entry.header.end_ns is not None and entry.header.end_ns <= at_ns
         if (
             before
             or (until_ns is not None and entry.header.start_ns >= until_ns)
-            or (future == "late" and entry.header.schema in BAR_SECONDS)
+            or (schema in BAR_SECONDS and future in NEVER_OF_BARS)
         ):
             os.symlink(entry.path, path)
         elif future != "cut" or entry.header.start_ns < at_ns:
-            write_atomic(path, _rewritten(entry.path, at_ns, future, until_ns))
+            rng = np.random.default_rng([at_ns // NS, zlib.crc32(entry.name.encode())])
+            change = partial(_changed, schema, at_ns, future, until_ns, within_ns, rng)
+            _rewrite(entry.path, path, change, at_ns if future == "cut" else None)
 
 
 def write_past(entries: Sequence[FileEntry], target: Path, before_ns: int) -> None:
@@ -67,21 +101,28 @@ def write_past(entries: Sequence[FileEntry], target: Path, before_ns: int) -> No
         if entry.header.start_ns >= before_ns:
             os.symlink(entry.path, path)
         else:
-            write_atomic(path, _with_another_past(entry.path, before_ns))
+            _rewrite(entry.path, path, partial(_with_another_past, entry.header.schema, before_ns))
 
 
 def write_flat_future(paths: Sequence[Path], folder: Path, target: Path, at_ns: int, future: Future) -> None:
-    """The same of flat files of option trades below `folder`; they hold no event time, so a late one is an altered one."""
+    """The same of flat files of option trades below `folder`: cut, with half of the rows missing, or with other prices and sizes."""
     for path in paths:
         # every cell stays text, or a price would be written with other digits
         frame = pl.read_csv(path, infer_schema=False)
         after = pl.col("sip_timestamp").cast(pl.Int64) >= at_ns
         if future == "cut":
             frame = frame.filter(~after)
+        elif future == "dropped":
+            frame = frame.filter(~after | (pl.int_range(pl.len()) % 2 == 0))
         else:
-            doubled = pl.when(after).then((pl.col("size").cast(pl.Int64) * 2).cast(pl.String)).otherwise("size")
-            dearer = pl.when(after).then((pl.col("price").cast(pl.Float64) + 0.37).cast(pl.String)).otherwise("price")
-            frame = frame.with_columns(size=doubled, price=dearer)
+            sign = -1 if future == "down" else 1
+            rng = np.random.default_rng([at_ns // NS, zlib.crc32(path.name.encode())])
+            share = pl.lit(pl.Series(1 + sign * _MOVED_BY * rng.uniform(0.2, 1, frame.height)))
+            price = (pl.col("price").cast(pl.Float64) * share).cast(pl.String)
+            size = (pl.col("size").cast(pl.Int64) * _FACTOR + 1).cast(pl.String)
+            frame = frame.with_columns(
+                size=pl.when(after).then(size).otherwise("size"), price=pl.when(after).then(price).otherwise("price")
+            )
         text = frame.write_csv().encode()
         write_atomic(
             target / path.relative_to(folder), gzip.compress(text, mtime=0) if path.name.endswith(".gz") else text
@@ -97,47 +138,72 @@ def _place(entry: FileEntry, target: Path) -> Path:
     return path
 
 
-def _rewritten(path: Path, at_ns: int, future: Future, until_ns: int | None) -> bytes:
-    header, head, records = _parts(path)
-    length_ns = BAR_SECONDS.get(header.schema, 0) * NS
-    known = records[time_field(header.schema)].astype(np.int64) + length_ns
+def _rewrite(source: Path, target: Path, change: Change, end_ns: int | None = None) -> None:
+    """Copy a file chunk by chunk through `change`; end_ns replaces the end that its header states."""
+    header = read_header(source)
+    with source.open("rb") as raw, target.open("wb") as file:
+        reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) if header.compressed else raw
+        head = bytearray(reader.read(header.data_offset))
+        if end_ns is not None:
+            struct.pack_into("<Q", head, _END_OFFSET, end_ns)
+        with (
+            zstandard.ZstdCompressor(level=1).stream_writer(file, closefd=False)
+            if header.compressed
+            else nullcontext(file)
+        ) as out:
+            out.write(bytes(head))
+            for records in stream_records(source, layouts_of(header), _CHUNK):
+                # whole records: a copy of fields would leave what lies between them to chance
+                whole = records.view(f"V{records.dtype.itemsize}").copy()
+                out.write(whole[change(whole.view(records.dtype))].tobytes())
+
+
+def _changed(
+    schema: str,
+    at_ns: int,
+    future: Future,
+    until_ns: int | None,
+    within_ns: tuple[int, int] | None,
+    rng: np.random.Generator,
+    records: NDArray[np.void],
+) -> NDArray[np.bool_]:
+    length_ns = BAR_SECONDS.get(schema, 0) * NS
+    times = records[time_field(schema)].astype(np.int64)
+    known = times + length_ns
     after = known > at_ns if length_ns else known >= at_ns
     if until_ns is not None:
         after &= known < until_ns
+    kept = np.ones(len(records), bool) if within_ns is None else (times >= within_ns[0]) & (times < within_ns[1])
     if future == "cut":
-        records = records[~after]
-        struct.pack_into("<Q", head, _END_OFFSET, at_ns)
-    else:
-        records = records.copy()
+        kept &= ~after
+    elif future == "dropped" and schema not in ("definition", "mbo"):  # what never came cannot be cancelled or traded
+        kept &= ~after | (rng.random(len(records)) < 0.5)
+    elif future == "shuffled":
+        _shuffle(records, after, schema, rng)
+    elif future != "dropped":
         if future == "late":
             after = after & (np.arange(len(records)) % 2 == 0)
             if "ts_event" in (records.dtype.names or ()):  # a layout without it is never asked for it
                 ago_ns = (np.arange(int(after.sum())) % _LATEST_S + 1) * NS
                 records["ts_event"][after] = (at_ns - ago_ns).astype(np.uint64)
-        _alter(records, after)
-    return _file(header, head, records)
+        if future in ("up", "down", "late", "altered"):
+            sign = {"up": 1, "down": -1}.get(future) or rng.choice([-1, 1], len(records))
+            share = sign * _MOVED_BY * rng.uniform(0.2, 1, len(records))
+            _reprice(records, after, lambda prices: np.rint(prices * (1 + share[after])).astype(np.int64))
+        if future in ("sizes", "late", "altered") and schema != "mbo":  # more than an order has cannot be cancelled
+            _resize(records, after, np.where(rng.random(len(records)) < _BLOCK_SHARE, _BLOCK_FACTOR, _FACTOR), 1)
+        if future in ("sides", "late", "altered") and schema != "mbo" and "side" in (records.dtype.names or ()):
+            records["side"][after] = rng.choice(_ANY_SIDE, int(after.sum()))
+    return kept
 
 
-def _with_another_past(path: Path, before_ns: int) -> bytes:
-    header, head, records = _parts(path)
-    records = records.copy()
-    known = records[time_field(header.schema)].astype(np.int64)
-    _alter(records, known < before_ns, 1 - 2 * (known // MINUTE_NS % 2), ("bid_sz", "ask_sz", "quantity"))
-    return _file(header, head, records)
-
-
-def _parts(path: Path) -> tuple[DbnHeader, bytearray, NDArray[np.void]]:
-    """Header, its bytes and the records of a file."""
-    header = read_header(path)
-    raw = path.read_bytes()
-    if header.compressed:
-        raw = zstandard.ZstdDecompressor().decompressobj(read_across_frames=True).decompress(raw)
-    return header, bytearray(raw[: header.data_offset]), read_records(path, layouts_of(header))
-
-
-def _file(header: DbnHeader, head: bytearray, records: NDArray[np.void]) -> bytes:
-    body = bytes(head) + records.view(f"V{records.dtype.itemsize}").tobytes()
-    return zstandard.ZstdCompressor(level=1).compress(body) if header.compressed else body
+def _with_another_past(schema: str, before_ns: int, records: NDArray[np.void]) -> NDArray[np.bool_]:
+    known = records[time_field(schema)].astype(np.int64)
+    where = known < before_ns
+    shift_e9 = (1 - 2 * (known // MINUTE_NS % 2)) * PAST_SHIFT_E9
+    _reprice(records, where, lambda prices: prices + shift_e9[where])
+    _resize(records, where, np.full(len(records), _PAST_SIZES), 0)
+    return np.ones(len(records), bool)
 
 
 def layouts_of(header: DbnHeader) -> dict[str, tuple[np.dtype, int]]:
@@ -151,18 +217,34 @@ def layouts_of(header: DbnHeader) -> dict[str, tuple[np.dtype, int]]:
     }
 
 
-def _alter(
-    records: NDArray[np.void],
-    where: NDArray[np.bool_],
-    sign: NDArray[np.int64] | int = 1,
-    doubled: tuple[str, ...] = (),
+def _reprice(
+    records: NDArray[np.void], where: NDArray[np.bool_], price: Callable[[NDArray[np.int64]], NDArray[np.int64]]
 ) -> None:
-    """Move the prices of some records by sign x 0.37 and double their sizes, and fields that begin with `doubled`, in place; undefined
-    prices stay."""
-    shift_e9 = np.broadcast_to(sign * np.int64(_SHIFT_E9), where.shape)
+    """Other prices for some records, in place; undefined ones stay, and bars keep their order of low, open, close and high."""
     for name in records.dtype.names or ():
         if name in PRICES or name.startswith(("bid_px", "ask_px")):
-            moved = where & (records[name] < np.iinfo(np.int64).max)
-            records[name][moved] += shift_e9[moved]
-        elif name in ("size", "volume") or (doubled and name.startswith(doubled)):
-            records[name][where] *= 2
+            before = records[name][where]
+            defined = before < UNDEFINED_PRICE
+            records[name][where] = np.where(defined, price(np.where(defined, before, 0)), before)
+
+
+def _resize(records: NDArray[np.void], where: NDArray[np.bool_], factor: NDArray[np.int64], more: int) -> None:
+    """Sizes and quantities of some records times `factor` plus `more`, in place; empty and undefined ones stay."""
+    for name in records.dtype.names or ():
+        if name in _SIZES or name.startswith(("bid_sz", "ask_sz")):
+            before = records[name][where]
+            most = np.iinfo(before.dtype).max
+            told = (before > 0) & (before < most)
+            grown = np.minimum(before.astype(np.float64) * factor[where] + more, most // 2)
+            records[name][where] = np.where(told, np.maximum(grown, 1).astype(before.dtype), before)
+
+
+def _shuffle(records: NDArray[np.void], where: NDArray[np.bool_], schema: str, rng: np.random.Generator) -> None:
+    """Give prices, sizes and sides of some records to others of the same instrument, in place; only prices of single orders."""
+    at = np.flatnonzero(where)
+    ids = records["instrument_id"][at]
+    to, of = at[np.argsort(ids, kind="stable")], at[np.lexsort((rng.random(len(at)), ids))]
+    for name in records.dtype.names or ():
+        priced = name in PRICES or name.startswith(("bid_px", "ask_px"))
+        if priced or (schema != "mbo" and (name in (*_SIZES, "side") or name.startswith(("bid_sz", "ask_sz")))):
+            records[name][to] = records[name][of]

@@ -25,13 +25,10 @@ from spymaster_assets.contract import load_contract
 from spymaster_assets.datasets.splits import SplitManifest
 from spymaster_assets.definitions import build_definitions
 from spymaster_assets.errors import ConfigError, MissingInputError
-from spymaster_assets.market.dbn import read_records
-from spymaster_assets.market.files import scan_folder
 from spymaster_assets.market.simulate import write_market
 from spymaster_assets.market.tape import SessionTape
 from spymaster_assets.partitions import MODEL_ASSETS, SESSION_ASSETS, all_sessions, calendar_of, scheduled_asof
 from spymaster_assets.proof.cuts import cuts_of, known_times, telling_sessions
-from spymaster_assets.proof.cutting import FUTURES, write_flat_future, write_future
 from spymaster_assets.settings import MINUTE_NS, NS, ProveSettings, Settings
 from spymaster_assets.signals import build as build_module
 from spymaster_assets.signals import levels as levels_module
@@ -77,40 +74,6 @@ def test_the_demo_holds_and_the_job_records_it_for_each_asset_of_the_partition(d
             assert told["values_compared"] > 1_000
     assert set(statuses(demo.instance, asof).values()) == {"SUCCEEDED"}
     assert set(statuses(demo.instance, all_sessions(demo.settings)[0])) == set()
-
-
-def test_another_future_is_really_another(demo: Demo, tmp_path: Path) -> None:
-    key = all_sessions(demo.settings)[-1]
-    session = calendar_of("SPY").session(key)
-    at_ns = session.regular_open_ns + 100 * MINUTE_NS
-    entries = [e for e in scan_folder(demo.settings.dbn_dir) if e.overlaps(session.open_ns, session.close_ns)]
-    for future in FUTURES:
-        write_future(entries, tmp_path / future, at_ns, future)
-    name = next(e.name for e in entries if "mbp-10" in e.name)
-    folders = (demo.settings.dbn_dir, *(tmp_path / f for f in FUTURES))
-    real, cut, altered, late = (read_records(folder / name) for folder in folders)
-    n = len(cut)
-    assert 0 < n < len(real) == len(altered) == len(late)
-    assert cut.tobytes() == real[:n].tobytes() == altered[:n].tobytes() == late[:n].tobytes()
-    assert (altered["bid_px_00"][n:] != real["bid_px_00"][n:]).mean() > 0.99
-    assert (late["ts_recv"] == real["ts_recv"]).all()
-    moved = late["ts_event"][n:] < at_ns
-    assert moved.mean() == pytest.approx(0.5, abs=0.01)
-    assert (late["bid_px_00"][n:][moved] != real["bid_px_00"][n:][moved]).mean() > 0.99
-    assert late[n:][~moved].tobytes() == real[n:][~moved].tobytes()
-
-
-def test_flat_files_are_cut_and_altered_by_their_receive_time(tmp_path: Path) -> None:
-    path = tmp_path / "in" / "2024-02-01.csv"
-    path.parent.mkdir()
-    rows = ["ticker,price,size,sip_timestamp,sequence_number", *(f"O:SPY,1.{n},{n},{n},{n}" for n in range(1, 5))]
-    path.write_text("\n".join(rows) + "\n")
-    for future in FUTURES:
-        write_flat_future([path], path.parent, tmp_path / future, 3, future)
-    cut, altered, late = ((tmp_path / f / path.name).read_text().split() for f in FUTURES)
-    assert cut == rows[:3] == altered[:3]
-    assert altered == late
-    assert altered[3].split(",")[1:3] == ["1.67", "6"]
 
 
 def leak_session_high(monkeypatch: pytest.MonkeyPatch) -> None:

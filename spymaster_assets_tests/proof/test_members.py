@@ -26,6 +26,16 @@ def checkpoint(content: Any) -> bytes:
     return buffer.getvalue()
 
 
+def network(weights: torch.Tensor) -> bytes:
+    scaler = {"center": torch.zeros(1), "scale": torch.ones(1)}
+    return checkpoint({"state": {"w": weights}, "scaler": scaler, "channel_names": ["a"], "static_names": []})
+
+
+def trees(n: int) -> bytes:
+    x = np.random.default_rng(0).normal(size=(200, 2))
+    return bytes(xgboost.train({"max_depth": 2}, xgboost.DMatrix(x, label=x[:, n]), num_boost_round=2).save_raw("ubj"))
+
+
 @pytest.mark.parametrize(
     ("one", "other", "member"),
     [
@@ -62,17 +72,12 @@ def test_an_array_and_its_element_are_named_by_bytes() -> None:
 
 
 def test_a_tensor_is_named() -> None:
-    one, other = (checkpoint({"state": {"w": torch.tensor([1.0, x])}, "scale": 1.0}) for x in (2.0, 3.0))
+    one, other = (network(torch.tensor([1.0, x])) for x in (2.0, 3.0))
     assert first_difference("model.pt", one, other) == ("state.w[1]", "2.0", "3.0")
 
 
 def test_a_node_of_a_tree_is_named() -> None:
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(200, 2))
-    one, other = (
-        bytes(xgboost.train({"max_depth": 2}, xgboost.DMatrix(x, label=x[:, n]), num_boost_round=2).save_raw("ubj"))
-        for n in (0, 1)
-    )
+    one, other = trees(0), trees(1)
     found = first_difference("head.ubj", one, other)
     assert found is not None
     assert found[0].startswith("learner.")
@@ -82,3 +87,23 @@ def test_a_node_of_a_tree_is_named() -> None:
 def test_other_files_are_named_by_the_first_byte() -> None:
     assert first_difference("a.bin", b"abc", b"abd") == ("byte 2", "3 bytes", "3 bytes")
     assert first_difference("a.bin", b"abc", b"abcd") == ("byte 3", "3 bytes", "4 bytes")
+
+
+@pytest.mark.parametrize("name", ["head.ubj", "model.pt", "index.npz", "split.json"])
+def test_damaged_files_are_compared_too(name: str) -> None:
+    good = {
+        "head.ubj": trees(0),
+        "model.pt": network(torch.arange(64.0)),
+        "index.npz": npz(X=np.arange(64.0), n=np.arange(3)),
+        "split.json": json.dumps({"n": list(range(64))}).encode(),
+    }[name]
+    rng = np.random.default_rng(3)
+    for at in rng.integers(0, len(good), 120):
+        bad = bytearray(good)
+        bad[at] ^= int(rng.integers(1, 256))
+        found = first_difference(name, good, bytes(bad))
+        assert found is not None
+        assert len(found) == 3
+    assert first_difference("deep.json", b"[" * 50_000, good) is not None
+    bomb = npz(X=np.zeros(1_000)).replace(b"(1000,)", b"(9**9,)")
+    assert first_difference("index.npz", good, bomb) is not None

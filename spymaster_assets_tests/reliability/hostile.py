@@ -38,6 +38,7 @@ from spymaster_assets.market.dbn import read_header, read_records, stream_record
 from spymaster_assets.market.files import SessionFiles
 from spymaster_assets.models.patchtst import CHECKPOINT, METADATA, PatchTST
 from spymaster_assets.models.trees import BoostedTrees, Bundle
+from spymaster_assets.proof.members import first_difference
 from spymaster_assets.retrieval.index import ARRAYS, INDEX, RetrievalIndex
 from spymaster_assets.settings import RetrievalSettings
 from spymaster_assets.signals.build import SignalSet, signals_from_parquet, signals_to_parquet
@@ -63,7 +64,10 @@ class Payload:
 
 
 def _files(folder: Path) -> Files:
-    return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+    files = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+    for name, content in files.items():  # what differs can be told of anything
+        assert first_difference(name, content, content + b"!")
+    return files
 
 
 def _load_dbn(folder: Path) -> None:
