@@ -31,7 +31,7 @@ from spymaster_assets.market.files import SessionFiles, scan_flat
 from spymaster_assets.market.options import is_option_trades_csv
 from spymaster_assets.partitions import MODEL_ASSETS, SESSION_ASSETS, all_sessions, calendar_of
 from spymaster_assets.proof.compare import Difference, differences
-from spymaster_assets.proof.cuts import cuts_of, cuttable_from_ns, known_times
+from spymaster_assets.proof.cuts import cuts_of, cuttable_from_ns, known_moments
 from spymaster_assets.proof.cutting import FUTURES, NEVER_OF_BARS, Future, write_flat_future, write_future
 from spymaster_assets.proof.members import fitted_differences
 from spymaster_assets.settings import NS, Settings
@@ -249,7 +249,7 @@ def _session_tries(
     # without a feed that has receive times nothing of a session can be late
     received = any(e.header.schema not in BAR_SECONDS for e in files_near(settings, session))
     futures = FUTURES if received else [f for f in FUTURES if f not in NEVER_OF_BARS]
-    moments_ns = known_times(read_signals(store, key)[0].frame, load_contract())
+    moments_ns = known_moments(read_signals(store, key)[0].frame, load_contract())
     from_ns = cuttable_from_ns(_registered(store, key), session)
     chosen = cuts_of(session, settings, cuts, seed, from_ns, moments_ns)
     return [

@@ -15,7 +15,7 @@ from spymaster_assets.settings import MINUTE_NS, NS, Settings
 from spymaster_assets.store import ArtifactStore
 
 
-def known_times(signals: pl.DataFrame, contract: Contract) -> NDArray[np.int64]:
+def known_moments(signals: pl.DataFrame, contract: Contract) -> NDArray[np.int64]:
     """Times at which a feature or the labels of a stored touch have just become known, ns, sorted; a reach that is too far shows there."""
     delays = sorted({c.known_after_s for c in contract.role("feature")})
     features = [(signals["ts_ns"] + s * NS).to_numpy() for s in delays]

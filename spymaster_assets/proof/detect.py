@@ -206,19 +206,26 @@ def find_leaks(
     sweep: Sequence[int] = (),
     *,
     futures: Mapping[str, Alteration] = FUTURES,
+    turns: Sequence[str] = (),
     seed: int = 0,
     until_found: bool = False,
 ) -> Search:
     """Rebuild with every future from every cut on, and with one future, in turn, from each time of the sweep on; compare what was known.
 
     A leak that reaches far shows at few cuts, one that reaches to the next record only where a cut falls just behind the row: the sweep
-    makes up in times what it lacks in futures. `until_found` stops at the first difference.
+    makes up in times what it lacks in futures. `turns` names its futures; without it every second one is 'cut'. `until_found` stops at
+    the first difference.
     """
     stored = rebuild(inputs)
-    turns = [
-        "cut" if n % 2 == 0 and "cut" in futures else list(futures)[n // 2 % len(futures)] for n in range(len(sweep))
+    names = [
+        turns[n % len(turns)]
+        if turns
+        else "cut"
+        if n % 2 == 0 and "cut" in futures
+        else list(futures)[n // 2 % len(futures)]
+        for n in range(len(sweep))
     ]
-    trials = [*((t, name) for t in cuts for name in futures), *zip(sweep, turns, strict=True)]
+    trials = [*((t, name) for t in cuts for name in futures), *zip(sweep, names, strict=True)]
     replays = compared = 0
     findings: list[Finding] = []
     for n, (cut_ns, name) in enumerate(trials):

@@ -28,7 +28,7 @@ from spymaster_assets.errors import ConfigError, MissingInputError
 from spymaster_assets.market.simulate import write_market
 from spymaster_assets.market.tape import SessionTape
 from spymaster_assets.partitions import MODEL_ASSETS, SESSION_ASSETS, all_sessions, calendar_of, scheduled_asof
-from spymaster_assets.proof.cuts import cuts_of, known_times, telling_sessions
+from spymaster_assets.proof.cuts import cuts_of, known_moments, telling_sessions
 from spymaster_assets.settings import MINUTE_NS, NS, ProveSettings, Settings
 from spymaster_assets.signals import build as build_module
 from spymaster_assets.signals import levels as levels_module
@@ -267,7 +267,7 @@ def test_cuts_are_edges_moments_and_random_times_of_the_session(demo: Demo) -> N
     assert min(cuts) < session.regular_open_ns < session.regular_close_ns < max(cuts)
     assert cuts == cuts_of(session, demo.settings, 16, 5, from_ns) != cuts_of(session, demo.settings, 16, 6, from_ns)
     signals = read_signals(demo.store, key)[0].frame
-    moments = known_times(signals, load_contract())
+    moments = known_moments(signals, load_contract())
     assert {*signals["label_known_ns"].drop_nulls().to_list(), int(signals["ts_ns"][0]) + 60 * NS} <= {
         *moments.tolist()
     }

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from spymaster_assets.evaluation.metrics import wilson
+from spymaster_assets.proof.cutting import FUTURES as PROVED
 from spymaster_assets.proof.detect import FUTURES, Alteration, Search, choose_cuts, find_leaks, known_times
 from spymaster_assets_tests.traps import honest, planted_data, planted_learning  # noqa: F401  (they fill the catalogue)
 from spymaster_assets_tests.traps.graphs import CATALOGUE, CLASSES, Graph, parents
@@ -47,6 +48,17 @@ def judge(graph: Graph, cuts: int, sweep: int, seed: int = 0, futures: Mapping[s
         seed=seed,
         until_found=True,
     )
+    return Verdict(graph, search, search.asset(list(graph.nodes)))
+
+
+def judge_as_prove(graph: Graph, cuts: int, seed: int = 0) -> Verdict:
+    """Search one graph as `spymaster prove` searches a session: one future at each of `cuts` times, of those that it has."""
+    read = {p for node in graph.nodes.values() for p in parents(node)}
+    tables = {name: table for name, table in inputs().items() if name in read}
+    made = list(graph.rebuild(tables, strict=True).values())
+    turns = [f if f in FUTURES else "renamed" for f in PROVED]
+    times = choose_cuts(made, edges(), cuts, seed)
+    search = find_leaks(graph.rebuild, tables, [], times, turns=turns, seed=seed, until_found=True)
     return Verdict(graph, search, search.asset(list(graph.nodes)))
 
 
