@@ -208,9 +208,10 @@ def inputs_fingerprint(files: Sequence[FileEntry | FlatFile]) -> str:
 def recorded_sessions(
     entries: Sequence[FileEntry], calendar: TradingCalendar, instrument: Instrument, keys: Sequence[str]
 ) -> list[str]:
-    """Those of the sessions in which a file of trades or bars holds a record of the instrument; reads every such file once.
+    """Those of the sessions in whose regular hours a file of trades or bars holds a record of the instrument; reads every such file once.
 
-    A header may state a range that its records leave partly empty. Raises MarketDataError when a file is damaged.
+    A header may state a range that its records leave partly empty, and a file that is cut at midnight UTC holds the evening of a day
+    that is lost. Raises MarketDataError when a file is damaged.
     """
     found = set()
     for entry in entries:
@@ -222,7 +223,11 @@ def recorded_sessions(
         records = read_records(entry.path)
         for session in sessions:
             outrights = _outrights([entry.header], session.key, instrument)
-            if np.isin(_inside(records, entry.header.schema, session)["instrument_id"], outrights).any():
+            inside = _inside(records, entry.header.schema, session)
+            if session.regular_close_ns > session.regular_open_ns:
+                at_ns = inside[time_field(entry.header.schema)].astype(np.int64)
+                inside = inside[(at_ns >= session.regular_open_ns) & (at_ns < session.regular_close_ns)]
+            if np.isin(inside["instrument_id"], outrights).any():
                 found.add(session.key)
     return sorted(found)
 

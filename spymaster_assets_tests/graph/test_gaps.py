@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import dagster as dg
+import numpy as np
 import pytest
 
 from spymaster_assets.automation.demo import _QUIET, _real
@@ -18,8 +19,9 @@ from spymaster_assets.market.simulate import write_market
 from spymaster_assets.partitions import SESSION_ASSETS, all_sessions, scheduled_asof
 from spymaster_assets.settings import Settings, SplitSettings
 from spymaster_assets.store import ArtifactStore
-from spymaster_assets_tests.builders import CALENDARS, dbn_bytes
+from spymaster_assets_tests.builders import CALENDARS, dbn_bytes, trades
 
+DAY_NS = 86_400 * 10**9
 CALENDAR = CALENDARS["SPY"]
 KEYS = CALENDAR.sessions("2024-02-01", "2024-02-12")
 
@@ -46,6 +48,22 @@ def test_missing_sessions_are_found_by_their_records(gapped: Settings) -> None:
     assert stored.missing_sessions == gapped.missing_sessions
     with pytest.raises(ConfigError, match="missing_sessions='soon' is not a date"):
         replace(gapped, missing_sessions=("soon",)).validate()
+
+
+def test_the_evening_of_a_lost_day_in_the_next_file_does_not_make_it_a_session(tmp_path: Path) -> None:
+    folder = tmp_path / "dbn"
+    write_market(folder, instrument("SPY"), [CALENDAR.session(k) for k in KEYS], 3)
+    paths = {k: next(folder.glob(f"*{k.replace('-', '')}*")) for k in KEYS}
+    paths[KEYS[3]].unlink()
+    midnight_ns = CALENDAR.session(KEYS[4]).open_ns // DAY_NS * DAY_NS  # 19:00 of the day before in New York
+    records = read_records(paths[KEYS[4]])
+    evening = trades(midnight_ns + np.arange(100) * 10**9, np.full(100, int(records["price"][0])))
+    evening["instrument_id"] = records["instrument_id"][0]
+    paths[KEYS[4]].write_bytes(
+        dbn_bytes(np.concatenate([evening, records]), start_ns=midnight_ns, end_ns=midnight_ns + DAY_NS)
+    )
+    assert CALENDAR.session(KEYS[3]).close_ns > midnight_ns
+    assert _real(tmp_path / "root", folder, None).missing_sessions == (KEYS[3],)
 
 
 def test_windows_count_the_sessions_that_there_are(gapped: Settings) -> None:
