@@ -225,6 +225,7 @@ class NightlySettings:
     settle_min: int = 5  # O: a file that was written later than this ago may still be growing
     max_attempts: int = 3
     retry_min: int = 30
+    max_run_min: int = 240  # O: a run that is under way for longer lost its worker; it is ended and counts as failed
 
 
 @dataclass(frozen=True)
@@ -340,8 +341,9 @@ class Settings:
         for name in ("train_sessions", "validation_sessions", "retrain_every_sessions"):
             if getattr(self.split, name) < 1:
                 raise ConfigError(f"split.{name} must be at least 1")
-        if self.nightly.max_attempts < 1:
-            raise ConfigError("nightly.max_attempts must be at least 1")
+        for name in ("max_attempts", "max_run_min"):
+            if getattr(self.nightly, name) < 1:
+                raise ConfigError(f"nightly.{name} must be at least 1")
         if min(self.canary.permutations, self.canary.noise_draws) < 1 or not 0 < self.canary.false_block_rate < 1:
             raise ConfigError("canary counts must be at least 1 and canary.false_block_rate between 0 and 1")
         if min(self.prove.cuts, self.prove.nightly_cuts) < 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
 
 import dagster as dg
@@ -38,6 +38,8 @@ MODEL_JOB = "asof_models"
 REPORT_JOB = "fold_report"
 _INPUT_NAME = re.compile(r"(\w+)(?:\[(.+)\])?")
 _REQUEST_TAG, _INPUTS_TAG = "spymaster/request", "spymaster/inputs"
+_MAX_RUNTIME_TAG = "dagster/max_runtime"
+"""Seconds after which Dagster's run monitoring ends a run."""
 _GRAPH = frozenset((*SESSION_ASSETS, *MODEL_ASSETS, REPORT_ASSET))
 
 
@@ -57,6 +59,15 @@ class Request:
     def key(self, attempt: int) -> str:
         """Run key of the n-th attempt, which Dagster runs once."""
         return f"{self.name}:{self.inputs}:{attempt}"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Whether a request may be made now: the number of its run, from 1, or 0 and why not."""
+
+    number: int = 0
+    why: str = ""
+    gave_up: bool = False
 
 
 def due_requests(
@@ -198,46 +209,64 @@ def nightly_sensor(
             yield dg.SkipReason(f"input cannot be read: {error}")
             return
         now, sent = clock(), 0
-        attempts: dict[Request, int | None] = {}
+        turns: dict[Request, Turn] = {}
 
         def gave_up(request: Request) -> bool:
-            attempts[request] = _attempt(context.instance, request, now, settings.nightly)
-            return attempts[request] is None
+            turns[request] = _turn(context.instance, request, now, settings.nightly)
+            return turns[request].gave_up
 
         for request in due_requests(settings, ArtifactStore(settings.root), entries, flat, now, gave_up):
             if sent == settings.nightly.max_sessions_per_tick:
                 break
-            attempt = attempts[request]
-            if not attempt:
+            turn = turns[request]
+            if not turn.number:
                 continue
             sent += 1
             yield dg.RunRequest(
-                run_key=request.key(attempt),
+                run_key=request.key(turn.number),
                 job_name=request.job,
                 partition_key=request.partition,
-                tags={_REQUEST_TAG: request.name, _INPUTS_TAG: request.inputs},
+                tags={
+                    _REQUEST_TAG: request.name,
+                    _INPUTS_TAG: request.inputs,
+                    _MAX_RUNTIME_TAG: str(settings.nightly.max_run_min * 60),
+                },
             )
         if not sent:
-            stuck = ", ".join(r.name for r, n in attempts.items() if n is None)
-            given_up = (
-                f"; given up after {settings.nightly.max_attempts} runs on the same input: {stuck}" if stuck else ""
-            )
-            yield dg.SkipReason(f"nothing is due{given_up}")
+            held = "".join(f"; {r.name}: {turn.why}" for r, turn in turns.items() if turn.why)
+            yield dg.SkipReason(f"nothing may be asked for{held}" if held else "nothing is due")
 
     return nightly
 
 
-def _attempt(instance: dg.DagsterInstance, request: Request, now: datetime, settings: NightlySettings) -> int | None:
-    """Number of the attempt that may be made now, from 1; 0 while a run of the partition is under way or ended just now, None when all
-    are used up for these inputs. The instance's runs tell, so a new daemon goes on where the last one stopped.
+def _turn(instance: dg.DagsterInstance, request: Request, now: datetime, settings: NightlySettings) -> Turn:
+    """Whether a run may be asked for now: no run of the partition is under way, none on the same input ended just now, and not all
+    attempts are used up. The instance's runs tell, so a new daemon goes on where the last one stopped.
     """
     records = instance.get_run_records(dg.RunsFilter(tags={_REQUEST_TAG: request.name}))
-    if any(not r.dagster_run.is_finished for r in records):
-        return 0
+    latest = now - timedelta(minutes=settings.max_run_min)
+    for record in records:
+        if not record.dagster_run.is_finished and not _lost(record, latest):
+            return Turn(why=f"run {record.dagster_run.run_id[:8]} of {_minute(record.create_timestamp)} is under way")
     same = [r for r in records if r.dagster_run.tags.get(_INPUTS_TAG) == request.inputs]
     if len(same) >= settings.max_attempts:
-        return None
+        return Turn(gave_up=True, why=f"given up after {settings.max_attempts} runs on the same input")
     ended = max((r.end_time or 0.0 for r in same), default=0.0)
     if 0 <= now.timestamp() - ended < settings.retry_min * 60:
-        return 0
-    return len(same) + 1
+        again = datetime.fromtimestamp(ended, UTC) + timedelta(minutes=settings.retry_min)
+        return Turn(why=f"its last run has just ended, the next is asked for at {_minute(again)}")
+    return Turn(number=len(same) + 1)
+
+
+def _lost(record: dg.RunRecord, latest: datetime) -> bool:
+    """True when an unfinished run began before `latest`: nobody reports the end of a worker that was killed with its code server.
+
+    A run that still queues has no worker to lose.
+    """
+    if record.dagster_run.status is dg.DagsterRunStatus.QUEUED:
+        return False
+    return (record.start_time or record.update_timestamp.timestamp()) < latest.timestamp()
+
+
+def _minute(at: datetime) -> str:
+    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%MZ")

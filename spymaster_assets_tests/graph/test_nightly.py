@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.launcher import DefaultRunLauncher
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
+from dagster._daemon.monitoring import run_monitoring
 
 from spymaster_assets.assets.market import SEEN_INPUTS
-from spymaster_assets.automation.demo import _QUIET
+from spymaster_assets.automation.demo import _QUIET, _instance_config
 from spymaster_assets.automation.nightly import DATA_JOB, MODEL_JOB, REPORT_JOB, Request, due_requests, nightly_sensor
 from spymaster_assets.definitions import build_definitions
 from spymaster_assets.market.files import inputs_fingerprint, scan_flat, scan_folder, session_inputs
@@ -197,11 +204,13 @@ def instance() -> Iterator[dg.DagsterInstance]:
         yield made
 
 
-def tick(settings: Settings, instance: dg.DagsterInstance, now: datetime = LATER) -> list[dg.RunRequest]:
+def tick(settings: Settings, instance: dg.DagsterInstance, now: datetime | None = None) -> list[dg.RunRequest]:
     return list(evaluated(settings, instance, now).run_requests or [])
 
 
-def evaluated(settings: Settings, instance: dg.DagsterInstance, now: datetime = LATER) -> dg.SensorExecutionData:
+def evaluated(settings: Settings, instance: dg.DagsterInstance, now: datetime | None = None) -> dg.SensorExecutionData:
+    """A tick, in an hour unless told: files are settled and failed runs may be asked for again, those under way are not lost."""
+    now = now or datetime.now(UTC) + timedelta(hours=1)
     definitions = build_definitions(settings)
     jobs = {name: definitions.resolve_job_def(name) for name in (DATA_JOB, MODEL_JOB, REPORT_JOB)}
     sensor = nightly_sensor(settings, jobs, clock=lambda: now)
@@ -230,7 +239,7 @@ def test_a_tick_asks_for_few_and_the_next_for_the_rest(broken: Settings, instanc
 def test_a_failed_run_is_asked_again_a_few_times_and_not_at_once(
     broken: Settings, instance: dg.DagsterInstance
 ) -> None:
-    one = replace(broken, nightly=NightlySettings(max_sessions_per_tick=1, max_attempts=3, retry_min=30))
+    one = replace(broken, nightly=NightlySettings(max_sessions_per_tick=1, retry_min=30, settle_min=0))
     key = all_sessions(one)[0]
     asked = []
     for attempt in range(3):
@@ -265,9 +274,76 @@ def test_new_input_of_a_session_that_was_given_up_is_tried_again(
     for _ in range(3):  # the truncated file is no endless loop
         said = evaluated(settings, instance)
         assert not said.run_requests
-        assert f"given up after 1 runs on the same input: {DATA_JOB}:{key}" in (said.skip_message or "")
+        assert f"{DATA_JOB}:{key}: given up after 1 runs on the same input" in (said.skip_message or "")
     path.write_bytes(whole)
     assert [r.partition_key for r in tick(settings, instance)] == [key]
+
+
+def test_a_run_whose_worker_was_killed_is_asked_for_again(broken: Settings, instance: dg.DagsterInstance) -> None:
+    one = replace(broken, nightly=NightlySettings(max_sessions_per_tick=1, settle_min=0, max_run_min=90))
+    (request,) = tick(one, instance)
+    assert request.tags["dagster/max_runtime"] == "5400"
+    run = started(one, instance, request)
+    begin(instance, run)
+    began = datetime.now(UTC)
+    before, after = (tick(one, instance, began + timedelta(minutes=m)) for m in (89, 91))
+    assert before[0].partition_key != request.partition_key
+    assert after[0].partition_key == request.partition_key
+    assert after[0].run_key not in (None, request.run_key)
+    # a run that was created and never launched
+    started(one, instance, after[0])
+    assert tick(one, instance, began + timedelta(minutes=89))[0].partition_key != request.partition_key
+    assert tick(one, instance, began + timedelta(minutes=92))[0].partition_key == request.partition_key
+    # a run that queues is started in its turn, however late
+    origin = RemoteJobOrigin(RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("here"), "graph"), DATA_JOB)
+    job = build_definitions(one).resolve_job_def(DATA_JOB)
+    queued = dg.DagsterRunStatus.QUEUED
+    instance.create_run_for_job(job, tags={**request.tags}, remote_job_origin=origin, status=queued)
+    assert tick(one, instance, began + timedelta(days=3))[0].partition_key != request.partition_key
+
+
+def begin(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
+    """What a worker reports first."""
+    instance.report_dagster_event(dg.DagsterEvent("PIPELINE_START", run.job_name), run.run_id)
+
+
+def test_what_holds_a_request_is_said(broken: Settings, instance: dg.DagsterInstance) -> None:
+    settings = replace(broken, nightly=NightlySettings(max_sessions_per_tick=100))
+    asked = tick(settings, instance)
+    runs = [started(settings, instance, r) for r in asked]
+    instance.report_run_failed(runs[0])
+    said = evaluated(settings, instance, datetime.now(UTC) + timedelta(minutes=10)).skip_message or ""
+    assert f"{DATA_JOB}:{asked[0].partition_key}: its last run has just ended" in said
+    for run, request in zip(runs[1:], asked[1:], strict=True):
+        assert f"{DATA_JOB}:{request.partition_key}: run {run.run_id[:8]} of " in said
+    assert said.count("is under way") == len(asked) - 1
+
+
+def test_the_instance_ends_runs_whose_worker_is_gone(
+    broken: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dagster.yaml").write_bytes(_instance_config())
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        assert instance.run_monitoring_enabled
+        assert isinstance(instance.run_launcher, DefaultRunLauncher)
+        nightly, by_hand = (
+            started(broken, instance, dg.RunRequest(job_name=DATA_JOB, tags=tags))
+            for tags in (tick(broken, instance)[0].tags, {})
+        )
+        for run in (nightly, by_hand):
+            begin(instance, run)
+        never = started(broken, instance, dg.RunRequest(job_name=DATA_JOB))
+        context: Any = SimpleNamespace(instance=instance, create_request_context=lambda: None)
+
+        def unfinished(after_s: float) -> set[str]:
+            monkeypatch.setattr(run_monitoring, "get_current_timestamp", lambda: time.time() + after_s)
+            assert not any(run_monitoring.execute_run_monitoring_iteration(context, logging.getLogger("test")))
+            return {r.run_id for r in instance.get_runs() if not r.is_finished}
+
+        assert unfinished(590) == {nightly.run_id, by_hand.run_id, never.run_id}
+        assert unfinished(610) == {nightly.run_id, by_hand.run_id}
+        assert unfinished(broken.nightly.max_run_min * 60 + 1) == {by_hand.run_id}
+        assert unfinished(86_401) == set()
 
 
 def test_models_do_not_wait_for_a_session_that_was_given_up(broken: Settings) -> None:
