@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -38,8 +38,11 @@ MODEL_JOB = "asof_models"
 REPORT_JOB = "fold_report"
 _INPUT_NAME = re.compile(r"(\w+)(?:\[(.+)\])?")
 _REQUEST_TAG, _INPUTS_TAG = "spymaster/request", "spymaster/inputs"
+_MAX_NOTES = 50
+"""What a tick says at most of what it did not ask for."""
 _MAX_RUNTIME_TAG = "dagster/max_runtime"
 """Seconds after which Dagster's run monitoring ends a run."""
+_NOT_OVER, _NOT_COVERED, _DUE = "not over yet", "its files do not cover regular hours", "its run is due"
 _GRAPH = frozenset((*SESSION_ASSETS, *MODEL_ASSETS, REPORT_ASSET))
 
 
@@ -70,33 +73,46 @@ class Turn:
     gave_up: bool = False
 
 
+@dataclass(frozen=True)
+class Wait:
+    """A fold's models or report that are due but for sessions that are not ready: why, by session."""
+
+    name: str
+    sessions: Mapping[str, str]
+
+    def __str__(self) -> str:
+        reasons: dict[str, list[str]] = {}
+        for key, why in self.sessions.items():
+            reasons.setdefault(why, []).append(key)
+        return f"{self.name} waits for " + ", ".join(f"{_named(keys)} ({why})" for why, keys in reasons.items())
+
+
 def due_requests(
     settings: Settings,
     store: ArtifactStore,
     entries: tuple[FileEntry, ...],
     flat: tuple[FlatFile, ...],
     now: datetime,
-    gave_up: Callable[[Request], bool] = lambda request: False,
-) -> Iterator[Request]:
-    """Runs that are due at `now`, oldest first, judged from files and store alone, so a restart changes nothing.
+    turn_of: Callable[[Request], Turn] = lambda request: Turn(1),
+) -> Iterator[Request | Wait]:
+    """Runs that may be asked for at `now`, oldest first, judged from files and store alone, so a restart changes nothing; and what waits.
 
     Data: the session's close and the grace time have passed, its files cover it and none was written just now, and its artifacts are
     missing or made from other files or other upstream artifacts. Models: the as-of session is on the schedule, all earlier sessions of its
     window are made, and it has none, or some made from other artifacts. Report: the same of the models and their test sessions.
-    What a request that was given up left behind stands: nothing waits for it.
+    A request that was given up is not waited for where an earlier run has made the whole session, whose artifacts stand; a session that was
+    never made, for whatever reason, is: no model learns from part of its window.
     """
     made = _Made(store)
     sessions = all_sessions(settings, now)
     index = {key: n for n, key in enumerate(sessions)}
-    waiting = set()
-    for request, settled in _due_data(settings, made, entries, flat, sessions, int(now.timestamp()) * 1_000_000_000):
-        if not gave_up(request):
-            waiting.add(request.partition)
-            if settled:
-                yield request
-
-    def ready(keys: Iterable[str]) -> bool:
-        return all(k not in waiting and made.has(SESSION_ASSETS, k) for k in keys)
+    waiting: dict[str, str] = {}
+    for key, request, why in _due_data(settings, made, entries, flat, sessions, int(now.timestamp()) * 1_000_000_000):
+        turn = Turn(why=why) if request is None else turn_of(request)
+        if not (turn.gave_up and made.has(SESSION_ASSETS, key)):
+            waiting[key] = turn.why or why or _DUE
+        if request is not None and turn.number and not why:
+            yield request
 
     def request_of(job: str, asof: str, keys: Iterable[str], assets: Iterable[str] = ()) -> Request:
         parts = [made.sha256(a, k) for k in keys for a in ("signals", "sequence_dataset")]
@@ -104,20 +120,21 @@ def due_requests(
 
     for asof in scheduled_asof(settings, now):
         at, rolling = index[asof], settings.split.window == "rolling"
-        history = sessions[max(0, at - settings.split.history_sessions) if rolling else 0 : at]
-        models = request_of(MODEL_JOB, asof, history)
+        needed = sessions[max(0, at - settings.split.history_sessions) if rolling else 0 : at]
+        due = request_of(MODEL_JOB, asof, needed)
         stale = any(made.outdated(a, asof) for a in MODEL_ASSETS)
-        if not ready(history):
-            continue
-        if stale and not gave_up(models):
-            yield models
-            continue
-        test = sessions[at : at + settings.split.retrain_every_sessions]
-        if len(test) < settings.split.retrain_every_sessions or not ready(test) or not made.has(MODEL_ASSETS, asof):
-            continue
-        report = request_of(REPORT_JOB, asof, test, MODEL_ASSETS)
-        if made.outdated(REPORT_ASSET, asof) and not gave_up(report):
-            yield report
+        if not stale or (waiting.keys().isdisjoint(needed) and turn_of(due).gave_up):
+            test = sessions[at : at + settings.split.retrain_every_sessions]
+            complete = len(test) == settings.split.retrain_every_sessions and made.has(MODEL_ASSETS, asof)
+            if not complete or not made.outdated(REPORT_ASSET, asof):
+                continue
+            due, needed = request_of(REPORT_JOB, asof, test, MODEL_ASSETS), needed + test
+        blocked = {k: waiting[k] for k in needed if k in waiting}
+        if not blocked:
+            if turn_of(due).number:
+                yield due
+        elif set(blocked.values()) != {_NOT_OVER}:  # what waits for time alone is not due
+            yield Wait(due.name, blocked)
 
 
 def _due_data(
@@ -127,22 +144,24 @@ def _due_data(
     flat: tuple[FlatFile, ...],
     sessions: list[str],
     now_ns: int,
-) -> Iterator[tuple[Request, bool]]:
-    """Sessions whose artifacts are to be made, and whether their files are settled: one written just now may still be growing."""
-    calendar = calendar_of(settings.symbol)
+) -> Iterator[tuple[str, Request | None, str]]:
+    """Sessions that are not as their files are: what would make them so, and why it cannot be asked for, if it cannot."""
+    calendar, nightly = calendar_of(settings.symbol), settings.nightly
     for key in sessions:
         session = calendar.session(key)
-        if session.close_ns + settings.nightly.grace_min * MINUTE_NS > now_ns:
-            continue
-        if not covers(entries, session, settings.instrument):
+        over = session.close_ns + nightly.grace_min * MINUTE_NS <= now_ns
+        if not over or not covers(entries, session, settings.instrument):
+            if not made.has(SESSION_ASSETS, key):
+                yield key, None, _NOT_COVERED if over else _NOT_OVER
             continue
         files = session_inputs(entries, flat, calendar, settings.instrument, key)
         inputs = inputs_fingerprint(files)
         if made.from_files(key, inputs) and not any(made.outdated(a, key) for a in SESSION_ASSETS):
             continue
-        growing = any(0 <= now_ns - f.mtime_ns < settings.nightly.settle_min * MINUTE_NS for f in files)
+        growing = any(0 <= now_ns - f.mtime_ns < nightly.settle_min * MINUTE_NS for f in files)
         warmup = [made.sha256("ohlcv_bars", k) for k in warmup_sessions(settings, key)]
-        yield Request(DATA_JOB, key, fingerprint(inputs, warmup)), not growing
+        why = f"a file may still be growing, it was written less than {nightly.settle_min} min ago" if growing else ""
+        yield key, Request(DATA_JOB, key, fingerprint(inputs, warmup)), why
 
 
 class _Made:
@@ -208,22 +227,24 @@ def nightly_sensor(
         except SpymasterError as error:
             yield dg.SkipReason(f"input cannot be read: {error}")
             return
-        now, sent = clock(), 0
+        now = clock()
         turns: dict[Request, Turn] = {}
 
-        def gave_up(request: Request) -> bool:
-            turns[request] = _turn(context.instance, request, now, settings.nightly)
-            return turns[request].gave_up
+        def turn_of(request: Request) -> Turn:
+            if request not in turns:
+                turns[request] = _turn(context.instance, request, now, settings.nightly)
+            return turns[request]
 
-        for request in due_requests(settings, ArtifactStore(settings.root), entries, flat, now, gave_up):
-            if sent == settings.nightly.max_sessions_per_tick:
-                break
-            turn = turns[request]
-            if not turn.number:
-                continue
-            sent += 1
+        requests: list[Request] = []
+        waits: list[str] = []
+        for found in due_requests(settings, ArtifactStore(settings.root), entries, flat, now, turn_of):
+            if isinstance(found, Wait):
+                waits.append(str(found))
+            else:
+                requests.append(found)
+        for request in requests[: settings.nightly.max_sessions_per_tick]:
             yield dg.RunRequest(
-                run_key=request.key(turn.number),
+                run_key=request.key(turn_of(request).number),
                 job_name=request.job,
                 partition_key=request.partition,
                 tags={
@@ -232,9 +253,13 @@ def nightly_sensor(
                     _MAX_RUNTIME_TAG: str(settings.nightly.max_run_min * 60),
                 },
             )
-        if not sent:
-            held = "".join(f"; {r.name}: {turn.why}" for r, turn in turns.items() if turn.why)
-            yield dg.SkipReason(f"nothing may be asked for{held}" if held else "nothing is due")
+        held = sorted(((r, turn) for r, turn in turns.items() if turn.why), key=lambda held: not held[1].gave_up)
+        notes = [*waits, *(f"{r.name}: {turn.why}" for r, turn in held)]
+        said = "; ".join(notes[:_MAX_NOTES]) + (f"; and {len(notes) - _MAX_NOTES} more" if notes[_MAX_NOTES:] else "")
+        if not requests:
+            yield dg.SkipReason(f"nothing may be asked for; {said}" if said else "nothing is due")
+        elif said:  # a tick that asks for runs cannot give a reason
+            context.log.info(said)
 
     return nightly
 
@@ -266,6 +291,10 @@ def _lost(record: dg.RunRecord, latest: datetime) -> bool:
     if record.dagster_run.status is dg.DagsterRunStatus.QUEUED:
         return False
     return (record.start_time or record.update_timestamp.timestamp()) < latest.timestamp()
+
+
+def _named(keys: Sequence[str]) -> str:
+    return ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if keys[5:] else "")
 
 
 def _minute(at: datetime) -> str:
