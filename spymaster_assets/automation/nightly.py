@@ -43,6 +43,10 @@ _MAX_NOTES = 50
 _MAX_RUNTIME_TAG = "dagster/max_runtime"
 """Seconds after which Dagster's run monitoring ends a run."""
 _NOT_OVER, _NOT_COVERED, _DUE = "not over yet", "its files do not cover regular hours", "its run is due"
+_GONE, _CHANGED = (
+    "made from files that are gone",
+    "made from other files than are there, which do not cover regular hours",
+)
 _GRAPH = frozenset((*SESSION_ASSETS, *MODEL_ASSETS, REPORT_ASSET))
 
 
@@ -87,6 +91,14 @@ class Wait:
         return f"{self.name} waits for " + ", ".join(f"{_named(keys)} ({why})" for why, keys in reasons.items())
 
 
+@dataclass(frozen=True)
+class Stands:
+    """A session that stays as it was made, because the files that are there now do not cover it: why it cannot be made again."""
+
+    session: str
+    why: str
+
+
 def due_requests(
     settings: Settings,
     store: ArtifactStore,
@@ -94,8 +106,9 @@ def due_requests(
     flat: tuple[FlatFile, ...],
     now: datetime,
     turn_of: Callable[[Request], Turn] = lambda request: Turn(1),
-) -> Iterator[Request | Wait]:
-    """Runs that may be asked for at `now`, oldest first, judged from files and store alone, so a restart changes nothing; and what waits.
+) -> Iterator[Request | Wait | Stands]:
+    """Runs that may be asked for at `now`, oldest first, and what waits or stands; judged from files and store alone, so a restart changes
+    nothing.
 
     Data: the session's close and the grace time have passed, its files cover it and none was written just now, and its artifacts are
     missing or made from other files or other upstream artifacts. Models: the as-of session is on the schedule, all earlier sessions of its
@@ -108,6 +121,9 @@ def due_requests(
     index = {key: n for n, key in enumerate(sessions)}
     waiting: dict[str, str] = {}
     for key, request, why in _due_data(settings, made, entries, flat, sessions, int(now.timestamp()) * 1_000_000_000):
+        if request is None and made.has(SESSION_ASSETS, key):
+            yield Stands(key, why)
+            continue
         turn = Turn(why=why) if request is None else turn_of(request)
         if not (turn.gave_up and made.has(SESSION_ASSETS, key)):
             waiting[key] = turn.why or why or _DUE
@@ -145,16 +161,23 @@ def _due_data(
     sessions: list[str],
     now_ns: int,
 ) -> Iterator[tuple[str, Request | None, str]]:
-    """Sessions that are not as their files are: what would make them so, and why it cannot be asked for, if it cannot."""
+    """Sessions that are not as their files are: what would make them so, or None, and why it cannot be asked for, if it cannot."""
     calendar, nightly = calendar_of(settings.symbol), settings.nightly
+    names = {e.name for e in entries}
+
+    def inputs_of(key: str) -> tuple[FileEntry | FlatFile, ...]:
+        return session_inputs(entries, flat, calendar, settings.instrument, key)
+
     for key in sessions:
         session = calendar.session(key)
         over = session.close_ns + nightly.grace_min * MINUTE_NS <= now_ns
         if not over or not covers(entries, session, settings.instrument):
             if not made.has(SESSION_ASSETS, key):
                 yield key, None, _NOT_COVERED if over else _NOT_OVER
+            elif over and not made.from_files(key, inputs_fingerprint(inputs_of(key))):
+                yield key, None, _CHANGED if made.tape(key) <= names else _GONE
             continue
-        files = session_inputs(entries, flat, calendar, settings.instrument, key)
+        files = inputs_of(key)
         inputs = inputs_fingerprint(files)
         if made.from_files(key, inputs) and not any(made.outdated(a, key) for a in SESSION_ASSETS):
             continue
@@ -176,6 +199,11 @@ class _Made:
     def sha256(self, asset: str, key: str) -> str:
         artifact = self._load(asset, key)
         return artifact.sha256 if artifact else ""
+
+    def tape(self, key: str) -> set[str]:
+        """Names of the files of trades or bars that the session was made from."""
+        artifact = self._load("market_files", key)
+        return set(artifact.inputs) if artifact else set()
 
     def from_files(self, key: str, inputs: str) -> bool:
         """True when every artifact that is made from files saw these."""
@@ -237,11 +265,15 @@ def nightly_sensor(
 
         requests: list[Request] = []
         waits: list[str] = []
+        stands: dict[str, list[str]] = {}
         for found in due_requests(settings, ArtifactStore(settings.root), entries, flat, now, turn_of):
-            if isinstance(found, Wait):
-                waits.append(str(found))
-            else:
-                requests.append(found)
+            match found:
+                case Request():
+                    requests.append(found)
+                case Wait():
+                    waits.append(str(found))
+                case Stands(session, why):
+                    stands.setdefault(why, []).append(session)
         for request in requests[: settings.nightly.max_sessions_per_tick]:
             yield dg.RunRequest(
                 run_key=request.key(turn_of(request).number),
@@ -254,10 +286,11 @@ def nightly_sensor(
                 },
             )
         held = sorted(((r, turn) for r, turn in turns.items() if turn.why), key=lambda held: not held[1].gave_up)
-        notes = [*waits, *(f"{r.name}: {turn.why}" for r, turn in held)]
+        notes = [f"{why}: {_named(keys)}" for why, keys in stands.items()]
+        notes += [*waits, *(f"{r.name}: {turn.why}" for r, turn in held)]
         said = "; ".join(notes[:_MAX_NOTES]) + (f"; and {len(notes) - _MAX_NOTES} more" if notes[_MAX_NOTES:] else "")
         if not requests:
-            yield dg.SkipReason(f"nothing may be asked for; {said}" if said else "nothing is due")
+            yield dg.SkipReason(f"nothing is asked for; {said}" if said else "nothing is due")
         elif said:  # a tick that asks for runs cannot give a reason
             context.log.info(said)
 

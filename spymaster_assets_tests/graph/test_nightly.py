@@ -28,12 +28,14 @@ from spymaster_assets.automation.nightly import (
     MODEL_JOB,
     REPORT_JOB,
     Request,
+    Stands,
     Turn,
     Wait,
     due_requests,
     nightly_sensor,
 )
 from spymaster_assets.definitions import build_definitions
+from spymaster_assets.market.dbn import read_header, read_records
 from spymaster_assets.market.files import inputs_fingerprint, scan_flat, scan_folder, session_inputs
 from spymaster_assets.partitions import (
     MODEL_ASSETS,
@@ -45,6 +47,7 @@ from spymaster_assets.partitions import (
 )
 from spymaster_assets.settings import NightlySettings, Settings
 from spymaster_assets.store import ArtifactStore
+from spymaster_assets_tests.builders import dbn_bytes
 from spymaster_assets_tests.graph.conftest import Demo
 
 LATER = datetime(2030, 1, 1, tzinfo=UTC)
@@ -56,7 +59,7 @@ def requests(settings: Settings, now: datetime) -> list[Request]:
 
 def judged(
     settings: Settings, now: datetime, turn_of: Callable[[Request], Turn] = lambda request: Turn(1)
-) -> list[Request | Wait]:
+) -> list[Request | Wait | Stands]:
     files = scan_folder(settings.dbn_dir), scan_flat(settings.dbn_dir)
     return list(due_requests(settings, ArtifactStore(settings.root), *files, now, turn_of))
 
@@ -190,6 +193,24 @@ def test_late_and_changed_files_make_a_session_due_again_until_it_is_remade(demo
     flat = settings.dbn_dir / f"{keys[5]}.csv.gz"
     flat.write_bytes(b"")
     assert due(settings, LATER) == [f"{DATA_JOB}:{key}", f"{DATA_JOB}:{keys[5]}"]
+
+
+def test_a_session_whose_trades_are_gone_stands_and_is_named(
+    demo: Demo, tmp_path: Path, instance: dg.DagsterInstance
+) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(demo.root, root)
+    settings = replace(demo.settings, root=root, dbn_dir=root / "dbn")
+    gone, short = all_sessions(settings)[3:5]
+    next(settings.dbn_dir.glob(f"spy-{gone.replace('-', '')}.trades*")).unlink()
+    path = next(settings.dbn_dir.glob(f"spy-{short.replace('-', '')}.trades*"))
+    session, symbols = calendar_of("SPY").session(short), {s.instrument_id: "SPY" for s in read_header(path).symbols}
+    half = read_records(path)[:1000]
+    path.write_bytes(dbn_bytes(half, symbols=symbols, start_ns=session.open_ns, end_ns=session.regular_open_ns + 1))
+    changed = "made from other files than are there, which do not cover regular hours"
+    assert judged(settings, LATER) == [Stands(gone, "made from files that are gone"), Stands(short, changed)]
+    said = evaluated(settings, instance).skip_message
+    assert said == f"nothing is asked for; made from files that are gone: {gone}; {changed}: {short}"
 
 
 def materialize(settings: Settings, key: str) -> None:
