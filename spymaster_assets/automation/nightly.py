@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from itertools import takewhile
 
 import dagster as dg
 
@@ -64,7 +65,7 @@ class Request:
         return f"{self.job}:{self.partition}"
 
     def key(self, attempt: int) -> str:
-        """Run key of the n-th attempt, which Dagster runs once."""
+        """Run key of the n-th run of what is asked for, which Dagster runs once."""
         return f"{self.name}:{self.inputs}:{attempt}"
 
 
@@ -299,7 +300,7 @@ def nightly_sensor(
 
 def _turn(instance: dg.DagsterInstance, request: Request, now: datetime, settings: NightlySettings) -> Turn:
     """Whether a run may be asked for now: no run of the partition is under way, none on the same input ended just now, and not all
-    attempts are used up. The instance's runs tell, so a new daemon goes on where the last one stopped.
+    attempts since the last that succeeded are used up. The instance's runs tell, so a new daemon goes on where the last one stopped.
     """
     records = instance.get_run_records(dg.RunsFilter(tags={_REQUEST_TAG: request.name}))
     latest = now - timedelta(minutes=settings.max_run_min)
@@ -307,13 +308,14 @@ def _turn(instance: dg.DagsterInstance, request: Request, now: datetime, setting
         if not record.dagster_run.is_finished and not _lost(record, latest):
             return Turn(why=f"run {record.dagster_run.run_id[:8]} of {_minute(record.create_timestamp)} is under way")
     same = [r for r in records if r.dagster_run.tags.get(_INPUTS_TAG) == request.inputs]
-    if len(same) >= settings.max_attempts:
-        return Turn(gave_up=True, why=f"given up after {settings.max_attempts} runs on the same input")
+    failed = list(takewhile(lambda r: r.dagster_run.status is not dg.DagsterRunStatus.SUCCESS, same))  # newest first
+    if len(failed) >= settings.max_attempts:
+        return Turn(gave_up=True, why=f"given up after {len(failed)} failed runs on the same input")
     ended = max((r.end_time or 0.0 for r in same), default=0.0)
     if 0 <= now.timestamp() - ended < settings.retry_min * 60:
         again = datetime.fromtimestamp(ended, UTC) + timedelta(minutes=settings.retry_min)
         return Turn(why=f"its last run has just ended, the next is asked for at {_minute(again)}")
-    return Turn(number=len(same) + 1)
+    return Turn(number=len(records) + 1)  # a key that an earlier run has would be skipped without a word
 
 
 def _lost(record: dg.RunRecord, latest: datetime) -> bool:

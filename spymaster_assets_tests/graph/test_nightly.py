@@ -293,6 +293,24 @@ def test_a_failed_run_is_asked_again_a_few_times_and_not_at_once(
         assert all(r.partition_key != key for r in tick(one, instance)), "used up"
 
 
+def test_runs_that_succeeded_use_up_no_attempts(broken: Settings, instance: dg.DagsterInstance) -> None:
+    one = replace(broken, nightly=NightlySettings(max_sessions_per_tick=1, max_attempts=2))
+    key, keys = all_sessions(one)[0], set()
+    for end in ("failed", "success", "failed", "success", "success", "success", "canceled", "failed"):
+        (request,) = tick(one, instance)
+        assert request.partition_key == key, end
+        keys.add(request.run_key)
+        run = started(one, instance, request)
+        if end == "failed":
+            instance.report_run_failed(run)
+        elif end == "canceled":
+            instance.report_run_canceled(run)
+        else:
+            instance.report_dagster_event(dg.DagsterEvent("PIPELINE_SUCCESS", run.job_name), run.run_id)
+    assert len(keys) == 8  # Dagster skips a key that it has seen
+    assert tick(one, instance)[0].partition_key != key
+
+
 def test_new_input_of_a_session_that_was_given_up_is_tried_again(
     broken: Settings, instance: dg.DagsterInstance, tmp_path: Path
 ) -> None:
@@ -311,7 +329,7 @@ def test_new_input_of_a_session_that_was_given_up_is_tried_again(
     for _ in range(3):  # the truncated file is no endless loop
         said = evaluated(settings, instance)
         assert not said.run_requests
-        assert f"{DATA_JOB}:{key}: given up after 1 runs on the same input" in (said.skip_message or "")
+        assert f"{DATA_JOB}:{key}: given up after 1 failed runs on the same input" in (said.skip_message or "")
     path.write_bytes(whole)
     assert [r.partition_key for r in tick(settings, instance)] == [key]
 
@@ -442,7 +460,7 @@ def test_a_session_that_was_given_up_is_said_whether_runs_are_asked_for_or_not(
     asked = tick(settings, instance)
     assert [r.partition_key for r in asked] == [keys[3], keys[-1]]
     instance.report_run_failed(started(settings, instance, asked[0]))
-    waits = f"{MODEL_JOB}:{fold} waits for {keys[3]} (given up after 1 runs on the same input)"
+    waits = f"{MODEL_JOB}:{fold} waits for {keys[3]} (given up after 1 failed runs on the same input)"
     logged: list[str] = []
     monkeypatch.setattr(InstigationLogger, "info", lambda self, text: logged.append(text))
     assert [r.partition_key for r in tick(settings, instance)] == [keys[-1]]
