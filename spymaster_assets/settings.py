@@ -216,7 +216,7 @@ class CanarySettings:
 
 @dataclass(frozen=True)
 class NightlySettings:
-    """The nightly sensor. A run that did not do its work is asked for again after retry_min, max_attempts times in all for one input."""
+    """The nightly sensor. A run that failed is asked for again after retry_min, until max_attempts have failed on one input in a row."""
 
     enabled: bool = True
     grace_min: int = 30

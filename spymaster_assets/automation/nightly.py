@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from itertools import takewhile
 
 import dagster as dg
 
@@ -38,8 +39,15 @@ MODEL_JOB = "asof_models"
 REPORT_JOB = "fold_report"
 _INPUT_NAME = re.compile(r"(\w+)(?:\[(.+)\])?")
 _REQUEST_TAG, _INPUTS_TAG = "spymaster/request", "spymaster/inputs"
+_MAX_NOTES = 50
+"""What a tick says at most of what it did not ask for."""
 _MAX_RUNTIME_TAG = "dagster/max_runtime"
 """Seconds after which Dagster's run monitoring ends a run."""
+_NOT_OVER, _NOT_COVERED, _DUE = "not over yet", "its files do not cover regular hours", "its run is due"
+_GONE, _CHANGED = (
+    "made from files that are gone",
+    "made from other files than are there, which do not cover regular hours",
+)
 _GRAPH = frozenset((*SESSION_ASSETS, *MODEL_ASSETS, REPORT_ASSET))
 
 
@@ -57,7 +65,7 @@ class Request:
         return f"{self.job}:{self.partition}"
 
     def key(self, attempt: int) -> str:
-        """Run key of the n-th attempt, which Dagster runs once."""
+        """Run key of the n-th run of what is asked for, which Dagster runs once."""
         return f"{self.name}:{self.inputs}:{attempt}"
 
 
@@ -70,33 +78,58 @@ class Turn:
     gave_up: bool = False
 
 
+@dataclass(frozen=True)
+class Wait:
+    """A fold's models or report that are due but for sessions that are not ready: why, by session."""
+
+    name: str
+    sessions: Mapping[str, str]
+
+    def __str__(self) -> str:
+        reasons: dict[str, list[str]] = {}
+        for key, why in self.sessions.items():
+            reasons.setdefault(why, []).append(key)
+        return f"{self.name} waits for " + ", ".join(f"{_named(keys)} ({why})" for why, keys in reasons.items())
+
+
+@dataclass(frozen=True)
+class Stands:
+    """A session that stays as it was made, because the files that are there now do not cover it: why it cannot be made again."""
+
+    session: str
+    why: str
+
+
 def due_requests(
     settings: Settings,
     store: ArtifactStore,
     entries: tuple[FileEntry, ...],
     flat: tuple[FlatFile, ...],
     now: datetime,
-    gave_up: Callable[[Request], bool] = lambda request: False,
-) -> Iterator[Request]:
-    """Runs that are due at `now`, oldest first, judged from files and store alone, so a restart changes nothing.
+    turn_of: Callable[[Request], Turn] = lambda request: Turn(1),
+) -> Iterator[Request | Wait | Stands]:
+    """Runs that may be asked for at `now`, oldest first, and what waits or stands; judged from files and store alone, so a restart changes
+    nothing.
 
     Data: the session's close and the grace time have passed, its files cover it and none was written just now, and its artifacts are
     missing or made from other files or other upstream artifacts. Models: the as-of session is on the schedule, all earlier sessions of its
     window are made, and it has none, or some made from other artifacts. Report: the same of the models and their test sessions.
-    What a request that was given up left behind stands: nothing waits for it.
+    A request that was given up is not waited for where an earlier run has made the whole session, whose artifacts stand; a session that was
+    never made, for whatever reason, is: no model learns from part of its window.
     """
     made = _Made(store)
     sessions = all_sessions(settings, now)
     index = {key: n for n, key in enumerate(sessions)}
-    waiting = set()
-    for request, settled in _due_data(settings, made, entries, flat, sessions, int(now.timestamp()) * 1_000_000_000):
-        if not gave_up(request):
-            waiting.add(request.partition)
-            if settled:
-                yield request
-
-    def ready(keys: Iterable[str]) -> bool:
-        return all(k not in waiting and made.has(SESSION_ASSETS, k) for k in keys)
+    waiting: dict[str, str] = {}
+    for key, request, why in _due_data(settings, made, entries, flat, sessions, int(now.timestamp()) * 1_000_000_000):
+        if request is None and made.has(SESSION_ASSETS, key):
+            yield Stands(key, why)
+            continue
+        turn = Turn(why=why) if request is None else turn_of(request)
+        if not (turn.gave_up and made.has(SESSION_ASSETS, key)):
+            waiting[key] = turn.why or why or _DUE
+        if request is not None and turn.number and not why:
+            yield request
 
     def request_of(job: str, asof: str, keys: Iterable[str], assets: Iterable[str] = ()) -> Request:
         parts = [made.sha256(a, k) for k in keys for a in ("signals", "sequence_dataset")]
@@ -104,20 +137,21 @@ def due_requests(
 
     for asof in scheduled_asof(settings, now):
         at, rolling = index[asof], settings.split.window == "rolling"
-        history = sessions[max(0, at - settings.split.history_sessions) if rolling else 0 : at]
-        models = request_of(MODEL_JOB, asof, history)
+        needed = sessions[max(0, at - settings.split.history_sessions) if rolling else 0 : at]
+        due = request_of(MODEL_JOB, asof, needed)
         stale = any(made.outdated(a, asof) for a in MODEL_ASSETS)
-        if not ready(history):
-            continue
-        if stale and not gave_up(models):
-            yield models
-            continue
-        test = sessions[at : at + settings.split.retrain_every_sessions]
-        if len(test) < settings.split.retrain_every_sessions or not ready(test) or not made.has(MODEL_ASSETS, asof):
-            continue
-        report = request_of(REPORT_JOB, asof, test, MODEL_ASSETS)
-        if made.outdated(REPORT_ASSET, asof) and not gave_up(report):
-            yield report
+        if not stale or (waiting.keys().isdisjoint(needed) and turn_of(due).gave_up):
+            test = sessions[at : at + settings.split.retrain_every_sessions]
+            complete = len(test) == settings.split.retrain_every_sessions and made.has(MODEL_ASSETS, asof)
+            if not complete or not made.outdated(REPORT_ASSET, asof):
+                continue
+            due, needed = request_of(REPORT_JOB, asof, test, MODEL_ASSETS), needed + test
+        blocked = {k: waiting[k] for k in needed if k in waiting}
+        if not blocked:
+            if turn_of(due).number:
+                yield due
+        elif set(blocked.values()) != {_NOT_OVER}:  # what waits for time alone is not due
+            yield Wait(due.name, blocked)
 
 
 def _due_data(
@@ -127,22 +161,31 @@ def _due_data(
     flat: tuple[FlatFile, ...],
     sessions: list[str],
     now_ns: int,
-) -> Iterator[tuple[Request, bool]]:
-    """Sessions whose artifacts are to be made, and whether their files are settled: one written just now may still be growing."""
-    calendar = calendar_of(settings.symbol)
+) -> Iterator[tuple[str, Request | None, str]]:
+    """Sessions that are not as their files are: what would make them so, or None, and why it cannot be asked for, if it cannot."""
+    calendar, nightly = calendar_of(settings.symbol), settings.nightly
+    names = {e.name for e in entries}
+
+    def inputs_of(key: str) -> tuple[FileEntry | FlatFile, ...]:
+        return session_inputs(entries, flat, calendar, settings.instrument, key)
+
     for key in sessions:
         session = calendar.session(key)
-        if session.close_ns + settings.nightly.grace_min * MINUTE_NS > now_ns:
+        over = session.close_ns + nightly.grace_min * MINUTE_NS <= now_ns
+        if not over or not covers(entries, session, settings.instrument):
+            if not made.has(SESSION_ASSETS, key):
+                yield key, None, _NOT_COVERED if over else _NOT_OVER
+            elif over and not made.from_files(key, inputs_fingerprint(inputs_of(key))):
+                yield key, None, _CHANGED if made.tape(key) <= names else _GONE
             continue
-        if not covers(entries, session, settings.instrument):
-            continue
-        files = session_inputs(entries, flat, calendar, settings.instrument, key)
+        files = inputs_of(key)
         inputs = inputs_fingerprint(files)
         if made.from_files(key, inputs) and not any(made.outdated(a, key) for a in SESSION_ASSETS):
             continue
-        growing = any(0 <= now_ns - f.mtime_ns < settings.nightly.settle_min * MINUTE_NS for f in files)
+        growing = any(0 <= now_ns - f.mtime_ns < nightly.settle_min * MINUTE_NS for f in files)
         warmup = [made.sha256("ohlcv_bars", k) for k in warmup_sessions(settings, key)]
-        yield Request(DATA_JOB, key, fingerprint(inputs, warmup)), not growing
+        why = f"a file may still be growing, it was written less than {nightly.settle_min} min ago" if growing else ""
+        yield key, Request(DATA_JOB, key, fingerprint(inputs, warmup)), why
 
 
 class _Made:
@@ -157,6 +200,11 @@ class _Made:
     def sha256(self, asset: str, key: str) -> str:
         artifact = self._load(asset, key)
         return artifact.sha256 if artifact else ""
+
+    def tape(self, key: str) -> set[str]:
+        """Names of the files of trades or bars that the session was made from."""
+        artifact = self._load("market_files", key)
+        return set(artifact.inputs) if artifact else set()
 
     def from_files(self, key: str, inputs: str) -> bool:
         """True when every artifact that is made from files saw these."""
@@ -208,22 +256,28 @@ def nightly_sensor(
         except SpymasterError as error:
             yield dg.SkipReason(f"input cannot be read: {error}")
             return
-        now, sent = clock(), 0
+        now = clock()
         turns: dict[Request, Turn] = {}
 
-        def gave_up(request: Request) -> bool:
-            turns[request] = _turn(context.instance, request, now, settings.nightly)
-            return turns[request].gave_up
+        def turn_of(request: Request) -> Turn:
+            if request not in turns:
+                turns[request] = _turn(context.instance, request, now, settings.nightly)
+            return turns[request]
 
-        for request in due_requests(settings, ArtifactStore(settings.root), entries, flat, now, gave_up):
-            if sent == settings.nightly.max_sessions_per_tick:
-                break
-            turn = turns[request]
-            if not turn.number:
-                continue
-            sent += 1
+        requests: list[Request] = []
+        waits: list[str] = []
+        stands: dict[str, list[str]] = {}
+        for found in due_requests(settings, ArtifactStore(settings.root), entries, flat, now, turn_of):
+            match found:
+                case Request():
+                    requests.append(found)
+                case Wait():
+                    waits.append(str(found))
+                case Stands(session, why):
+                    stands.setdefault(why, []).append(session)
+        for request in requests[: settings.nightly.max_sessions_per_tick]:
             yield dg.RunRequest(
-                run_key=request.key(turn.number),
+                run_key=request.key(turn_of(request).number),
                 job_name=request.job,
                 partition_key=request.partition,
                 tags={
@@ -232,16 +286,21 @@ def nightly_sensor(
                     _MAX_RUNTIME_TAG: str(settings.nightly.max_run_min * 60),
                 },
             )
-        if not sent:
-            held = "".join(f"; {r.name}: {turn.why}" for r, turn in turns.items() if turn.why)
-            yield dg.SkipReason(f"nothing may be asked for{held}" if held else "nothing is due")
+        held = sorted(((r, turn) for r, turn in turns.items() if turn.why), key=lambda held: not held[1].gave_up)
+        notes = [f"{why}: {_named(keys)}" for why, keys in stands.items()]
+        notes += [*waits, *(f"{r.name}: {turn.why}" for r, turn in held)]
+        said = "; ".join(notes[:_MAX_NOTES]) + (f"; and {len(notes) - _MAX_NOTES} more" if notes[_MAX_NOTES:] else "")
+        if not requests:
+            yield dg.SkipReason(f"nothing is asked for; {said}" if said else "nothing is due")
+        elif said:  # a tick that asks for runs cannot give a reason
+            context.log.info(said)
 
     return nightly
 
 
 def _turn(instance: dg.DagsterInstance, request: Request, now: datetime, settings: NightlySettings) -> Turn:
     """Whether a run may be asked for now: no run of the partition is under way, none on the same input ended just now, and not all
-    attempts are used up. The instance's runs tell, so a new daemon goes on where the last one stopped.
+    attempts since the last that succeeded are used up. The instance's runs tell, so a new daemon goes on where the last one stopped.
     """
     records = instance.get_run_records(dg.RunsFilter(tags={_REQUEST_TAG: request.name}))
     latest = now - timedelta(minutes=settings.max_run_min)
@@ -249,13 +308,14 @@ def _turn(instance: dg.DagsterInstance, request: Request, now: datetime, setting
         if not record.dagster_run.is_finished and not _lost(record, latest):
             return Turn(why=f"run {record.dagster_run.run_id[:8]} of {_minute(record.create_timestamp)} is under way")
     same = [r for r in records if r.dagster_run.tags.get(_INPUTS_TAG) == request.inputs]
-    if len(same) >= settings.max_attempts:
-        return Turn(gave_up=True, why=f"given up after {settings.max_attempts} runs on the same input")
+    failed = list(takewhile(lambda r: r.dagster_run.status is not dg.DagsterRunStatus.SUCCESS, same))  # newest first
+    if len(failed) >= settings.max_attempts:
+        return Turn(gave_up=True, why=f"given up after {len(failed)} failed runs on the same input")
     ended = max((r.end_time or 0.0 for r in same), default=0.0)
     if 0 <= now.timestamp() - ended < settings.retry_min * 60:
         again = datetime.fromtimestamp(ended, UTC) + timedelta(minutes=settings.retry_min)
         return Turn(why=f"its last run has just ended, the next is asked for at {_minute(again)}")
-    return Turn(number=len(same) + 1)
+    return Turn(number=len(records) + 1)  # a key that an earlier run has would be skipped without a word
 
 
 def _lost(record: dg.RunRecord, latest: datetime) -> bool:
@@ -266,6 +326,10 @@ def _lost(record: dg.RunRecord, latest: datetime) -> bool:
     if record.dagster_run.status is dg.DagsterRunStatus.QUEUED:
         return False
     return (record.start_time or record.update_timestamp.timestamp()) < latest.timestamp()
+
+
+def _named(keys: Sequence[str]) -> str:
+    return ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if keys[5:] else "")
 
 
 def _minute(at: datetime) -> str:

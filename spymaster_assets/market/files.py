@@ -208,28 +208,31 @@ def inputs_fingerprint(files: Sequence[FileEntry | FlatFile]) -> str:
 def recorded_sessions(
     entries: Sequence[FileEntry], calendar: TradingCalendar, instrument: Instrument, keys: Sequence[str]
 ) -> list[str]:
-    """Those of the sessions in whose regular hours a file of trades or bars holds a record of the instrument; reads every such file once.
+    """Those of the sessions whose tape holds a record of the instrument in regular hours, where they have any; reads every file once.
 
-    A header may state a range that its records leave partly empty, and a file that is cut at midnight UTC holds the evening of a day
-    that is lost. Raises MarketDataError when a file is damaged.
+    A header may state a range that its records leave partly empty, and a file cut at midnight UTC holds an hour of another session. The
+    tape is of the schema that `register_session` takes. Raises MarketDataError when a file is damaged.
     """
-    found = set()
+    seen: dict[str, dict[str, bool]] = {}
     for entry in entries:
-        if entry.header.schema not in SCHEMAS or not entry.may_hold(instrument):
+        schema = entry.header.schema
+        if schema not in SCHEMAS or not entry.may_hold(instrument):
             continue
         sessions = [s for k in keys if entry.overlaps((s := calendar.session(k)).open_ns, s.close_ns)]
         if not sessions:
             continue
         records = read_records(entry.path)
         for session in sessions:
-            outrights = _outrights([entry.header], session.key, instrument)
-            inside = _inside(records, entry.header.schema, session)
-            if session.regular_close_ns > session.regular_open_ns:
-                at_ns = inside[time_field(entry.header.schema)].astype(np.int64)
-                inside = inside[(at_ns >= session.regular_open_ns) & (at_ns < session.regular_close_ns)]
-            if np.isin(inside["instrument_id"], outrights).any():
-                found.add(session.key)
-    return sorted(found)
+            inside = _inside(records, schema, session)
+            times = inside[time_field(schema)][
+                np.isin(inside["instrument_id"], _outrights([entry.header], session.key, instrument))
+            ]
+            if len(times):
+                start, end = session.regular_open_ns, session.regular_close_ns
+                regular = start == end or bool(((times >= start) & (times < end)).any())
+                by_schema = seen.setdefault(session.key, {})
+                by_schema[schema] = by_schema.get(schema, False) or regular
+    return sorted(k for k, by_schema in seen.items() if by_schema[min(by_schema, key=list(SCHEMAS).index)])
 
 
 def _raise(error: OSError) -> None:
