@@ -7,20 +7,18 @@ import numpy as np
 import polars as pl
 
 from spymaster_assets.assets.common import Made, each_partition
-from spymaster_assets.assets.signals import read_signals
 from spymaster_assets.assets.windows import session_partitions, training_window
 from spymaster_assets.contract import load_contract
-from spymaster_assets.datasets.sequences import build_sequences, from_npz_bytes, to_npz_bytes
-from spymaster_assets.datasets.splits import SplitManifest, build_manifest, check_manifest, plan_split
+from spymaster_assets.datasets.sequences import build_sequences, read_sequences, sequence_name, to_npz_bytes
+from spymaster_assets.datasets.splits import SplitManifest, build_manifest, check_manifest, plan_split, read_split
 from spymaster_assets.errors import ArtifactError, SplitError
 from spymaster_assets.evaluation import plots
 from spymaster_assets.partitions import all_sessions, calendar_of, fold_sessions
 from spymaster_assets.resources import ArtifactRoot
 from spymaster_assets.settings import Settings, fingerprint
+from spymaster_assets.signals.build import read_signals
 from spymaster_assets.signals.levels import CONTEXT_SCHEMA
-from spymaster_assets.store import Artifact, ArtifactStore, dump_json
-
-SEQUENCE_ROLES = ("context", "feature")
+from spymaster_assets.store import ArtifactStore, dump_json
 
 
 def dataset_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecksDefinition]:
@@ -138,23 +136,6 @@ def dataset_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChe
         return dg.AssetCheckResult(passed=not faults, metadata={"faults": dg.MetadataValue.json(faults)})
 
     return [sequence_dataset, split_manifest, splits_are_ordered, sequences_match_signals]
-
-
-def sequence_name(key: str) -> str:
-    """File name of a session's sequence dataset."""
-    return f"sequence_dataset_{key}.npz"
-
-
-def read_sequences(store: ArtifactStore, key: str) -> tuple[dict[str, np.ndarray], Artifact]:
-    """Arrays of one session's sequence dataset and their artifact."""
-    artifact = store.load("sequence_dataset", key)
-    return from_npz_bytes(artifact.read(sequence_name(key)), str(artifact.folder / sequence_name(key))), artifact
-
-
-def read_split(store: ArtifactStore, key: str) -> tuple[SplitManifest, Artifact]:
-    """Manifest of one as-of session and its artifact."""
-    artifact = store.load("split_manifest", key)
-    return SplitManifest.from_json(artifact.json("split.json")), artifact
 
 
 def read_part(store: ArtifactStore, manifest: SplitManifest, part: str) -> pl.DataFrame:

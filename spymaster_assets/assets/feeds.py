@@ -1,6 +1,5 @@
 """book_snapshots, option_flow, spot_basis: the optional feeds of a session, or the statement that they are missing."""
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +10,10 @@ import numpy as np
 import polars as pl
 
 from spymaster_assets.assets.common import Made, each_partition
-from spymaster_assets.assets.market import MIN_REGULAR_COVERAGE, read_bars, seen_inputs
+from spymaster_assets.assets.market import MIN_REGULAR_COVERAGE, seen_inputs
 from spymaster_assets.assets.windows import session_partitions
 from spymaster_assets.errors import MissingInputError
-from spymaster_assets.market.bars import session_bars
+from spymaster_assets.market.bars import read_bars, session_bars
 from spymaster_assets.market.basis import SpotBasis, identity_basis, measured_basis
 from spymaster_assets.market.book import BookSnapshots, book_from_parquet, book_to_parquet
 from spymaster_assets.market.calendar import Session
@@ -37,6 +36,7 @@ from spymaster_assets.settings import OptionSettings, Settings, fingerprint
 from spymaster_assets.signals.context import SessionBars
 from spymaster_assets.signals.options import OptionFeed, flow_from_parquet, flow_to_parquet, option_flow
 from spymaster_assets.store import Artifact, ArtifactStore, dump_json
+from spymaster_assets.tables import parquet_bytes
 
 BOOK, FLOW, INTEREST, BASIS, ABOUT = (
     "book.parquet",
@@ -115,13 +115,11 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
                 if settings.symbol == "SPY"
                 else measured_basis(profile, minutes, other, calendar.session(key).close_ns)
             )
-            buffer = io.BytesIO()
-            basis.to_frame().write_parquet(buffer, compression="zstd", statistics=False)
             about = {"source": basis.source, "fallback": basis.fallback, "minutes": len(basis.ratio)}
             artifact = artifacts.store.publish(
                 "spot_basis",
                 key,
-                {ABOUT: dump_json(about), BASIS: buffer.getvalue()},
+                {ABOUT: dump_json(about), BASIS: parquet_bytes(basis.to_frame())},
                 inputs={"ohlcv_bars": own.sha256, **inputs},
                 metadata=seen_inputs(settings, source, key),
             )
@@ -172,9 +170,7 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
                 content[FLOW] = flow_to_parquet(flow)
                 interest = load_open_interest(files, session)
                 if interest is not None:
-                    buffer = io.BytesIO()
-                    pl.DataFrame(vars(interest)).write_parquet(buffer, compression="zstd", statistics=False)
-                    content[INTEREST] = buffer.getvalue()
+                    content[INTEREST] = parquet_bytes(pl.DataFrame(vars(interest)))
                 share, missing = minute_coverage(flow.ts_ns, session)
                 about |= {
                     "schema": files.schema,

@@ -1,6 +1,5 @@
 """market_files, ohlcv_bars: what a session's input is, and its bars."""
 
-import io
 from typing import Any
 
 import dagster as dg
@@ -9,12 +8,13 @@ import polars as pl
 from spymaster_assets.assets.common import Made, each_partition
 from spymaster_assets.assets.windows import session_partitions
 from spymaster_assets.errors import MissingInputError
-from spymaster_assets.market.bars import BAR_SCHEMA, session_bars
+from spymaster_assets.market.bars import bars_name, read_bars, session_bars
 from spymaster_assets.market.files import (
     FRONT_SESSIONS,
     FileEntry,
     SessionFiles,
     inputs_fingerprint,
+    read_registration,
     register_session,
     session_inputs,
 )
@@ -24,7 +24,8 @@ from spymaster_assets.partitions import calendar_of
 from spymaster_assets.resources import ArtifactRoot, MarketSource
 from spymaster_assets.settings import TIMEFRAMES_MIN, Settings, fingerprint
 from spymaster_assets.signals.context import SessionBars
-from spymaster_assets.store import Artifact, ArtifactStore, dump_json
+from spymaster_assets.store import dump_json
+from spymaster_assets.tables import parquet_bytes
 
 FILE_ASSETS = ("market_files", "book_snapshots", "spot_basis", "option_flow")
 """Assets that look for the session's files themselves; their manifests say which they saw."""
@@ -92,18 +93,15 @@ def market_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
         context: dg.AssetExecutionContext, artifacts: ArtifactRoot, source: MarketSource
     ) -> dg.MaterializeResult[Any]:
         def make(key: str) -> Made:
-            registered = artifacts.store.load("market_files", key)
-            registration = SessionFiles.from_json(registered.json("files.json"))
+            registration, registered = read_registration(artifacts.store, key)
             session = calendar.session(key)
             bars = session_bars(
                 load_session_records(source.folder, registration, session=session), session, registration
             )
-            buffer = io.BytesIO()
-            bars.write_parquet(buffer, compression="zstd", compression_level=3, statistics=False)
             artifact = artifacts.store.publish(
                 "ohlcv_bars",
                 key,
-                {f"bars_{key}.parquet": buffer.getvalue()},
+                {bars_name(key): parquet_bytes(bars, 3)},
                 inputs={"market_files": registered.sha256},
             )
             minutes = SessionBars(session, bars).front(1)
@@ -194,12 +192,6 @@ def previous_registration(
         return register_session(entries, calendar, settings.instrument, before, earlier)
     except MissingInputError:
         return None
-
-
-def read_bars(store: ArtifactStore, key: str) -> tuple[pl.DataFrame, Artifact]:
-    """Bars of one session and their artifact."""
-    artifact = store.load("ohlcv_bars", key)
-    return artifact.frame(f"bars_{key}.parquet", BAR_SCHEMA), artifact
 
 
 def bar_faults(bars: pl.DataFrame) -> list[str]:

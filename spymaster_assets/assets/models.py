@@ -7,10 +7,11 @@ import dagster as dg
 import numpy as np
 
 from spymaster_assets.assets.common import Made, each_partition
-from spymaster_assets.assets.datasets import read_part, read_sequences, read_split, require_split_signals
+from spymaster_assets.assets.datasets import read_part, require_split_signals
 from spymaster_assets.assets.windows import session_partitions, training_window
 from spymaster_assets.contract import load_contract
-from spymaster_assets.datasets.splits import SplitManifest
+from spymaster_assets.datasets.sequences import read_sequences
+from spymaster_assets.datasets.splits import SplitManifest, read_split
 from spymaster_assets.evaluation import plots
 from spymaster_assets.models.base import SequenceData
 from spymaster_assets.models.trees import BoostedTrees

@@ -27,6 +27,7 @@ from spymaster_assets.market.dbn import (
 )
 from spymaster_assets.market.instruments import Instrument
 from spymaster_assets.settings import MINUTE_NS, NS, fingerprint
+from spymaster_assets.store import Artifact, ArtifactStore
 
 SIMULATED_MARK = "SIMULATED.json"
 """A folder that holds this file is a simulated market."""
@@ -140,6 +141,12 @@ class SessionFiles:
                 if name.is_absolute() or ".." in name.parts or "\0" in file.name or not file.name.endswith(SUFFIXES):
                     raise ValueError(f"{file.name[:80]!r} is no DBN file of the folder")
             return found
+
+
+def read_registration(store: ArtifactStore, key: str) -> tuple[SessionFiles, Artifact]:
+    """What is registered of one session and its artifact."""
+    artifact = store.load("market_files", key)
+    return SessionFiles.from_json(artifact.json("files.json")), artifact
 
 
 def scan_folder(dbn_dir: Path) -> tuple[FileEntry, ...]:

@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from spymaster_assets.contract import STAGE_A_DECISION_S, Contract
+from spymaster_assets.contract import STAGE_A_DECISION_S, Contract, load_contract
 from spymaster_assets.errors import ArtifactError, refusing
 from spymaster_assets.market.book import BookSnapshots
 from spymaster_assets.market.calendar import Session
@@ -44,6 +44,7 @@ from spymaster_assets.signals.options import (
     open_interest_gamma,
 )
 from spymaster_assets.signals.tape import TapeFeatures, side_known, tape_features
+from spymaster_assets.store import Artifact, ArtifactStore
 from spymaster_assets.tables import read_parquet, require_schema
 
 ATR_SCALED = ("distance", "distance_signed", "dist_to_pm_high", "dist_to_pm_low", "dist_to_sma_200", "dist_to_sma_400",
@@ -227,6 +228,18 @@ def signals_from_parquet(data: bytes, contract: Contract, where: str = "signals"
         )
     require_schema(frame, contract.schema, where)
     return SignalSet(frame, metadata)
+
+
+def signals_name(key: str) -> str:
+    """File name of a session's signals."""
+    return f"signals_{key}.parquet"
+
+
+def read_signals(store: ArtifactStore, key: str) -> tuple[SignalSet, Artifact]:
+    """Signals of one session and their artifact."""
+    artifact = store.load("signals", key)
+    path = artifact.path(signals_name(key))
+    return signals_from_parquet(artifact.read(path.name), load_contract(), str(path)), artifact
 
 
 def _context(

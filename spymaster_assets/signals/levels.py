@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -28,6 +27,7 @@ from spymaster_assets.signals.context import (
 )
 from spymaster_assets.signals.options import OptionFeed, option_coverage, strike_levels, wall_levels
 from spymaster_assets.store import Artifact, dump_json
+from spymaster_assets.tables import parquet_bytes
 
 LEVEL_COLUMNS = ("start_ns", "level_kind", "level_kind_name", "level_price_e9", "strike_e9")
 OPTION_KINDS = ("STRIKE", "CALL_WALL", "PUT_WALL")
@@ -260,9 +260,9 @@ def levels_to_files(levels: LevelSet, warmup_sessions: Sequence[str]) -> dict[st
     """Files of the levels artifact: levels, context and two_minute Parquet tables and levels.json."""
     two_minute = pl.DataFrame({"end_ns": levels.history.end_ns, "close_e9": levels.history.close_e9})
     return {
-        "levels.parquet": _parquet(levels.table),
-        "context.parquet": _parquet(levels.context),
-        "two_minute.parquet": _parquet(two_minute),
+        "levels.parquet": parquet_bytes(levels.table, 3),
+        "context.parquet": parquet_bytes(levels.context, 3),
+        "two_minute.parquet": parquet_bytes(two_minute, 3),
         "levels.json": dump_json(
             {
                 "rolls": [asdict(r) for r in levels.rolls],
@@ -287,9 +287,3 @@ def levels_from_files(artifact: Artifact) -> LevelSet:
         rolls,
         sigma,
     )
-
-
-def _parquet(frame: pl.DataFrame) -> bytes:
-    buffer = io.BytesIO()
-    frame.write_parquet(buffer, compression="zstd", compression_level=3, statistics=False)
-    return buffer.getvalue()

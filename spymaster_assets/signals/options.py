@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from dataclasses import dataclass, fields, replace
 from datetime import date, timedelta
@@ -20,7 +19,7 @@ from spymaster_assets.market.instruments import PRICE_SCALE
 from spymaster_assets.market.options import EPOCH_ORDINAL, OpenInterest, OptionTrades
 from spymaster_assets.settings import MINUTE_NS, NS, OptionSettings
 from spymaster_assets.signals.coverage import Coverage
-from spymaster_assets.tables import read_parquet
+from spymaster_assets.tables import parquet_bytes, read_parquet
 
 TRADING_YEAR_S = 252 * 6.5 * 3600
 """Seconds of regular hours in a year."""
@@ -498,11 +497,7 @@ def option_flow(
 def flow_to_parquet(flow: OptionFlow) -> bytes:
     """A row a trade, columns as in OptionFlow; spot_e9 is null before the underlying's first trade."""
     frame = pl.DataFrame({f.name: getattr(flow, f.name) for f in fields(flow)})
-    buffer = io.BytesIO()
-    frame.with_columns(pl.when(pl.col("spot_e9") != UNDEFINED_PRICE).then("spot_e9")).write_parquet(
-        buffer, compression="zstd", compression_level=1, statistics=False
-    )
-    return buffer.getvalue()
+    return parquet_bytes(frame.with_columns(pl.when(pl.col("spot_e9") != UNDEFINED_PRICE).then("spot_e9")), 1)
 
 
 def flow_from_parquet(data: bytes, where: str = "option flow") -> OptionFlow:
