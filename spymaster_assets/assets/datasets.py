@@ -6,11 +6,11 @@ import dagster as dg
 import numpy as np
 import polars as pl
 
-from spymaster_assets.assets.common import Made, each_partition
-from spymaster_assets.assets.windows import session_partitions, training_window
+from spymaster_assets.assets.common import Made, check_each, each_partition
+from spymaster_assets.assets.windows import keyed_by_session, session_partitions, training_window
 from spymaster_assets.contract import load_contract
 from spymaster_assets.datasets.sequences import build_sequences, read_sequences, sequence_name, to_npz_bytes
-from spymaster_assets.datasets.splits import SplitManifest, build_manifest, check_manifest, plan_split, read_split
+from spymaster_assets.datasets.splits import SplitManifest, build_manifest, plan_split, read_split
 from spymaster_assets.errors import ArtifactError, SplitError
 from spymaster_assets.evaluation import plots
 from spymaster_assets.partitions import all_sessions, calendar_of, fold_sessions
@@ -26,11 +26,7 @@ def dataset_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChe
     partitions = session_partitions(settings)
     calendar = calendar_of(settings.symbol)
     contract = load_contract()
-    common: dict[str, Any] = {
-        "partitions_def": partitions,
-        "group_name": "datasets",
-        "backfill_policy": dg.BackfillPolicy.single_run(),
-    }
+    common = keyed_by_session(settings, "datasets")
 
     @dg.asset(
         **common,
@@ -113,13 +109,14 @@ def dataset_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChe
         description="Train, validation and test are ordered and disjoint.",
     )
     def splits_are_ordered(context: dg.AssetCheckExecutionContext, artifacts: ArtifactRoot) -> dg.AssetCheckResult:
-        faults = {}
-        for key in context.partition_keys:
+        def fault(key: str) -> str | None:
             try:
-                check_manifest(read_split(artifacts.store, key)[0])
+                read_split(artifacts.store, key)
             except SplitError as error:
-                faults[key] = str(error)
-        return dg.AssetCheckResult(passed=not faults, metadata={"faults": dg.MetadataValue.json(faults)})
+                return str(error)
+            return None
+
+        return check_each(context, fault)
 
     @dg.asset_check(
         asset=sequence_dataset,
@@ -127,13 +124,10 @@ def dataset_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChe
         description="Windows are finite, padded on the left and match the signals.",
     )
     def sequences_match_signals(context: dg.AssetCheckExecutionContext, artifacts: ArtifactRoot) -> dg.AssetCheckResult:
-        faults: dict[str, list[str]] = {}
-        for key in context.partition_keys:
-            arrays = read_sequences(artifacts.store, key)[0]
-            found = sequence_faults(arrays, read_signals(artifacts.store, key)[0].frame)
-            if found:
-                faults[key] = found
-        return dg.AssetCheckResult(passed=not faults, metadata={"faults": dg.MetadataValue.json(faults)})
+        store = artifacts.store
+        return check_each(
+            context, lambda key: sequence_faults(read_sequences(store, key)[0], read_signals(store, key)[0].frame)
+        )
 
     return [sequence_dataset, split_manifest, splits_are_ordered, sequences_match_signals]
 

@@ -1,6 +1,6 @@
 """book_snapshots, option_flow, spot_basis: the optional feeds of a session, or the statement that they are missing."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,9 @@ import dagster as dg
 import numpy as np
 import polars as pl
 
-from spymaster_assets.assets.common import Made, each_partition
+from spymaster_assets.assets.common import Made, check_each, each_partition
 from spymaster_assets.assets.market import MIN_REGULAR_COVERAGE, seen_inputs
-from spymaster_assets.assets.windows import session_partitions
+from spymaster_assets.assets.windows import keyed_by_session, session_partitions
 from spymaster_assets.errors import MissingInputError
 from spymaster_assets.market.bars import read_bars, session_bars
 from spymaster_assets.market.basis import SpotBasis, identity_basis, measured_basis
@@ -57,11 +57,7 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
     calendar = calendar_of(settings.symbol)
     spy = calendar_of("SPY")
     profile = settings.instrument
-    common: dict[str, Any] = {
-        "partitions_def": partitions,
-        "group_name": "market",
-        "backfill_policy": dg.BackfillPolicy.single_run(),
-    }
+    common = keyed_by_session(settings, "market")
 
     @dg.asset(
         **common,
@@ -203,7 +199,7 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
         description="Where there is a book: no missing minute, no late start, next to no crossed state.",
     )
     def book_is_whole(context: dg.AssetCheckExecutionContext, artifacts: ArtifactRoot) -> dg.AssetCheckResult:
-        return _checked(artifacts.store, "book_snapshots", context.partition_keys, _book_faults)
+        return _check_present(context, artifacts.store, "book_snapshots", _book_faults)
 
     @dg.asset_check(
         asset=option_flow_,
@@ -212,7 +208,7 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
         "solved.",
     )
     def options_are_covered(context: dg.AssetCheckExecutionContext, artifacts: ArtifactRoot) -> dg.AssetCheckResult:
-        return _checked(artifacts.store, "option_flow", context.partition_keys, _option_faults)
+        return _check_present(context, artifacts.store, "option_flow", _option_faults)
 
     return [book_snapshots, spot_basis, option_flow_, book_is_whole, options_are_covered]
 
@@ -345,15 +341,19 @@ def _option_faults(about: dict[str, Any]) -> list[str]:
     return faults
 
 
-def _checked(
-    store: ArtifactStore, asset: str, keys: Sequence[str], faults_of: Callable[[dict[str, Any]], list[str]]
+def _check_present(
+    context: dg.AssetCheckExecutionContext,
+    store: ArtifactStore,
+    asset: str,
+    faults_of: Callable[[dict[str, Any]], list[str]],
 ) -> dg.AssetCheckResult:
     """Faults of each session that has the feed; a feed that is missing is stated, not warned of."""
-    told = {key: store.load(asset, key).json(ABOUT) for key in keys}
-    faults = {key: found for key, about in told.items() if about["present"] and (found := faults_of(about))}
-    return dg.AssetCheckResult(
-        passed=not faults, severity=dg.AssetCheckSeverity.WARN, metadata={"faults": dg.MetadataValue.json(faults)}
-    )
+
+    def faults(key: str) -> list[str]:
+        about = store.load(asset, key).json(ABOUT)
+        return faults_of(about) if about["present"] else []
+
+    return check_each(context, faults, dg.AssetCheckSeverity.WARN)
 
 
 def _shown(about: dict[str, Any]) -> dict[str, Any]:

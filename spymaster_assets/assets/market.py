@@ -5,8 +5,8 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from spymaster_assets.assets.common import Made, each_partition
-from spymaster_assets.assets.windows import session_partitions
+from spymaster_assets.assets.common import Made, check_each, each_partition
+from spymaster_assets.assets.windows import keyed_by_session, session_partitions
 from spymaster_assets.errors import MissingInputError
 from spymaster_assets.market.bars import bars_name, read_bars, session_bars
 from spymaster_assets.market.files import (
@@ -38,11 +38,7 @@ def market_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
     """Assets and checks of the group 'market' for one deployment."""
     partitions = session_partitions(settings)
     calendar = calendar_of(settings.symbol)
-    common: dict[str, Any] = {
-        "partitions_def": partitions,
-        "group_name": "market",
-        "backfill_policy": dg.BackfillPolicy.single_run(),
-    }
+    common = keyed_by_session(settings, "market")
 
     @dg.asset(
         **common,
@@ -57,14 +53,14 @@ def market_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
         def make(key: str) -> Made:
             previous = previous_registration(settings, source.entries, key)
             found = register_session(source.entries, calendar, settings.instrument, key, previous)
+            shown = found.to_json()
             artifact = artifacts.store.publish(
                 "market_files",
                 key,
-                {"files.json": dump_json(found.to_json())},
-                inputs={f["name"]: f["sha256"] for f in found.to_json()["files"]},
+                {"files.json": dump_json(shown)},
+                inputs={f["name"]: f["sha256"] for f in shown["files"]},
                 metadata=seen_inputs(settings, source, key),
             )
-            shown = found.to_json()
             return Made(
                 artifact,
                 {
@@ -163,8 +159,7 @@ def market_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
         asset=ohlcv_bars, partitions_def=partitions, description="All timeframes agree with the one-minute bars."
     )
     def bars_agree(context: dg.AssetCheckExecutionContext, artifacts: ArtifactRoot) -> dg.AssetCheckResult:
-        faults = {key: f for key in context.partition_keys if (f := bar_faults(read_bars(artifacts.store, key)[0]))}
-        return dg.AssetCheckResult(passed=not faults, metadata={"faults": dg.MetadataValue.json(faults)})
+        return check_each(context, lambda key: bar_faults(read_bars(artifacts.store, key)[0]))
 
     return [market_files, ohlcv_bars, regular_hours_are_covered, session_ends_agree, bars_agree]
 

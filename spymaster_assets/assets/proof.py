@@ -9,7 +9,6 @@ import polars as pl
 from spymaster_assets.assets.canaries import require_canaries
 from spymaster_assets.assets.common import Made, each_partition
 from spymaster_assets.assets.datasets import read_part
-from spymaster_assets.assets.models import flat_metrics
 from spymaster_assets.assets.signals import label_counts
 from spymaster_assets.assets.windows import judged_window, session_partitions
 from spymaster_assets.contract import load_contract
@@ -115,7 +114,7 @@ def proof_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
                 },
             ) as run:
                 for e in entries:
-                    run.log_metrics(flat_metrics(e["metrics"], head_name(e)))
+                    run.log_metrics({head_name(e): e["metrics"]})
                 for file, data in files.items():
                     run.log_artifact(data, file)
             artifact = store.publish(

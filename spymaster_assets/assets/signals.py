@@ -5,9 +5,9 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from spymaster_assets.assets.common import Made, each_partition
+from spymaster_assets.assets.common import Made, check_each, each_partition
 from spymaster_assets.assets.feeds import option_settings, read_basis, read_book, read_options
-from spymaster_assets.assets.windows import session_partitions, warmup_window
+from spymaster_assets.assets.windows import keyed_by_session, session_partitions, warmup_window
 from spymaster_assets.contract import load_contract
 from spymaster_assets.evaluation import plots
 from spymaster_assets.market.bars import read_bars
@@ -28,11 +28,7 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
     calendar = calendar_of(settings.symbol)
     profile = settings.instrument
     contract = load_contract()
-    common: dict[str, Any] = {
-        "partitions_def": partitions,
-        "group_name": "signals",
-        "backfill_policy": dg.BackfillPolicy.single_run(),
-    }
+    common = keyed_by_session(settings, "signals")
 
     @dg.asset(
         **common,
@@ -183,36 +179,27 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
     def signals_follow_the_contract(
         context: dg.AssetCheckExecutionContext, artifacts: ArtifactRoot
     ) -> dg.AssetCheckResult:
-        faults = {
-            key: f
-            for key in context.partition_keys
-            if (f := contract.violations(read_signals(artifacts.store, key)[0].frame))
-        }
-        return dg.AssetCheckResult(passed=not faults, metadata={"faults": dg.MetadataValue.json(faults)})
+        return check_each(context, lambda key: contract.violations(read_signals(artifacts.store, key)[0].frame))
 
     @dg.asset_check(
         asset=signals, partitions_def=partitions, description="Geometry, hours and label logic of every touch hold."
     )
     def signals_hold_invariants(context: dg.AssetCheckExecutionContext, artifacts: ArtifactRoot) -> dg.AssetCheckResult:
-        faults = {
-            key: f
-            for key in context.partition_keys
-            if (f := signal_faults(read_signals(artifacts.store, key)[0].frame, calendar.session(key), settings.signal))
-        }
-        return dg.AssetCheckResult(passed=not faults, metadata={"faults": dg.MetadataValue.json(faults)})
+        def faults(key: str) -> list[str]:
+            found = read_signals(artifacts.store, key)[0]
+            return signal_faults(found.frame, calendar.session(key), settings.signal)
+
+        return check_each(context, faults)
 
     @dg.asset_check(
         asset=signals, partitions_def=partitions, description="Nulls are where a feed is missing, and only there."
     )
     def nulls_match_the_feeds(context: dg.AssetCheckExecutionContext, artifacts: ArtifactRoot) -> dg.AssetCheckResult:
-        faults: dict[str, list[str]] = {}
-        for key in context.partition_keys:
-            found_signals = read_signals(artifacts.store, key)[0]
-            if found := feed_faults(found_signals.frame, contract, set(found_signals.metadata["feeds"])):
-                faults[key] = found
-        return dg.AssetCheckResult(
-            passed=not faults, severity=dg.AssetCheckSeverity.WARN, metadata={"faults": dg.MetadataValue.json(faults)}
-        )
+        def faults(key: str) -> list[str]:
+            found = read_signals(artifacts.store, key)[0]
+            return feed_faults(found.frame, contract, set(found.metadata["feeds"]))
+
+        return check_each(context, faults, dg.AssetCheckSeverity.WARN)
 
     return [levels, signals, signals_follow_the_contract, signals_hold_invariants, nulls_match_the_feeds]
 
