@@ -20,6 +20,7 @@ from spymaster_assets.signals.context import (
     Roll,
     SessionBars,
     TwoMinuteHistory,
+    last_at,
     minute_context,
     regular_hours_sigma,
     take,
@@ -122,7 +123,7 @@ def key_levels(
     bar_start = context["start_ns"].to_numpy()
     high = context["high_e9"].to_numpy().astype(np.float64)
     low = context["low_e9"].to_numpy().astype(np.float64)
-    closed = np.searchsorted(end, start_ns, side="right").astype(np.int64) - 1
+    closed = last_at(end, start_ns)
     out: dict[str, NDArray[np.float64]] = {}
 
     premarket = (bar_start >= session.premarket_open_ns) & (end <= session.regular_open_ns)
@@ -188,8 +189,7 @@ def _round_levels(
 ) -> pl.DataFrame:
     """Multiples of the round spacing around the last close before each bar."""
     spacing = round(settings.round_spacing_usd * instrument.spy_dollar_e9)
-    end = context["end_ns"].to_numpy()
-    closed = np.searchsorted(end, start_ns, side="right").astype(np.int64) - 1
+    closed = last_at(context["end_ns"].to_numpy(), start_ns)
     known = closed >= 0
     start, last = start_ns[known], context["close_e9"].to_numpy()[closed[known]]
     steps = np.arange(-settings.round_reach_spacings, settings.round_reach_spacings + 1)
@@ -213,16 +213,12 @@ def _option_levels(
     until_ns = min(options.until_ns, session.regular_close_ns)
     parts = []
     for kind, series in wall_levels(options.flow, session, settings, until_ns, options.from_ns).items():
-        at = np.searchsorted(series.known_ns, start_ns, side="right") - 1
-        price = (
-            np.where(at >= 0, series.price_e9[np.maximum(at, 0)], np.nan) if len(at) and len(series.price_e9) else None
-        )
-        if price is not None:
-            known = np.isfinite(price) & (start_ns <= until_ns)
-            points = basis.to_points_e9(price[known], start_ns[known])
-            parts.append(_rows(start_ns[known], kind, np.rint(points).astype(np.int64), contract, price[known]))
+        price = take(series.price_e9, last_at(series.known_ns, start_ns))
+        known = np.isfinite(price) & (start_ns <= until_ns)
+        points = basis.to_points_e9(price[known], start_ns[known])
+        parts.append(_rows(start_ns[known], kind, np.rint(points).astype(np.int64), contract, price[known]))
     strikes = strike_levels(options.flow, session, settings, until_ns)
-    closed = np.searchsorted(context["end_ns"].to_numpy(), start_ns, side="right").astype(np.int64) - 1
+    closed = last_at(context["end_ns"].to_numpy(), start_ns)
     coverage = option_coverage(options.flow, session.regular_open_ns, until_ns, settings, options.from_ns)
     whole = coverage.unbroken(session.regular_open_ns, start_ns)
     if len(strikes.price_e9) and len(start_ns):

@@ -17,16 +17,13 @@ from spymaster_assets.market.calendar import Session, TradingCalendar
 from spymaster_assets.market.dbn import UNDEFINED_PRICE
 from spymaster_assets.market.instruments import PRICE_SCALE
 from spymaster_assets.market.options import EPOCH_ORDINAL, OpenInterest, OptionTrades
-from spymaster_assets.settings import MINUTE_NS, NS, OptionSettings
+from spymaster_assets.settings import DAY_NS, MINUTE_NS, NS, TRADING_YEAR_S, OptionSettings
 from spymaster_assets.signals.coverage import Coverage
 from spymaster_assets.tables import parquet_bytes, read_parquet
 
-TRADING_YEAR_S = 252 * 6.5 * 3600
-"""Seconds of regular hours in a year."""
 IV_STATUS = ("ok", "below_intrinsic", "no_time_left", "not_converged", "outside_bounds", "no_spot")
 """What became of an implied volatility, by status code; all but the first leave NaN."""
 _OK, _BELOW_INTRINSIC, _NO_TIME, _NOT_CONVERGED, _OUTSIDE, _NO_SPOT = range(len(IV_STATUS))
-_DAY_NS = 86_400 * NS
 _MIN_FLIP_STRIKES = 3
 _FLAT_BASELINE = 1e-6
 _MAX_STEPS = 100
@@ -153,7 +150,7 @@ def years_to_expiry(
     if len(ts_ns) == 0:
         return np.empty(0)
     # a day early, since the UTC date of an evening is the next day's
-    first = int(ts_ns.min() // _DAY_NS) + EPOCH_ORDINAL - 1
+    first = int(ts_ns.min() // DAY_NS) + EPOCH_ORDINAL - 1
     last = date.fromordinal(max(int(expiry.max()), first))
     keys = calendar.sessions(date.fromordinal(first - 10).isoformat(), last.isoformat())
     if not keys or not calendar.sessions(last.isoformat(), (last + timedelta(days=10)).isoformat()):
