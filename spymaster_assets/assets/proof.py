@@ -89,7 +89,7 @@ def proof_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
                 "test_sessions": list(split.test),
                 "train_rows": train.height,
                 "test_rows": test.height,
-                "trials": trials(entries, 1),
+                "trials": trials(entries),
                 "heads": entries,
                 "skipped": store.load("tree_bundles", key).json("metadata.json")["skipped"],
             }

@@ -152,22 +152,12 @@ def key_levels(
 
 def level_matrix(table: pl.DataFrame, start_ns: NDArray[np.int64], kinds: Sequence[str]) -> NDArray[np.float64]:
     """(len(start_ns), len(kinds)) level prices in 1e-9 points from a level table, NaN where a kind is absent."""
-    out = np.full((len(start_ns), len(kinds)), np.nan)
-    slots = np.unique(start_ns)
+    slots, slot = np.unique(start_ns, return_inverse=True)
     dense = np.full((len(slots), len(kinds)), np.nan)
     for k, kind in enumerate(kinds):
-        rows = table.filter(pl.col("level_kind_name") == kind)
-        times = rows["start_ns"].to_numpy()
-        at = np.searchsorted(slots, times)
-        hit = (
-            (at < len(slots)) & (slots[np.minimum(at, len(slots) - 1)] == times)
-            if len(slots)
-            else np.zeros(len(times), bool)
-        )
-        dense[at[hit], k] = rows["level_price_e9"].to_numpy()[hit]
-    if len(slots):
-        out = dense[np.searchsorted(slots, start_ns)]
-    return out
+        rows = table.filter((pl.col("level_kind_name") == kind) & pl.col("start_ns").is_in(slots.tolist()))
+        dense[np.searchsorted(slots, rows["start_ns"].to_numpy()), k] = rows["level_price_e9"].to_numpy()
+    return dense[slot]
 
 
 def _long_table(
@@ -213,10 +203,10 @@ def _option_levels(
     until_ns = min(options.until_ns, session.regular_close_ns)
     parts = []
     for kind, series in wall_levels(options.flow, session, settings, until_ns, options.from_ns).items():
-        price = take(series.price_e9, last_at(series.known_ns, start_ns))
-        known = np.isfinite(price) & (start_ns <= until_ns)
-        points = basis.to_points_e9(price[known], start_ns[known])
-        parts.append(_rows(start_ns[known], kind, np.rint(points).astype(np.int64), contract, price[known]))
+        strike_e9 = take(series.price_e9, last_at(series.known_ns, start_ns))
+        known = np.isfinite(strike_e9) & (start_ns <= until_ns)
+        points = basis.to_points_e9(strike_e9[known], start_ns[known])
+        parts.append(_rows(start_ns[known], kind, np.rint(points).astype(np.int64), contract, strike_e9[known]))
     strikes = strike_levels(options.flow, session, settings, until_ns)
     closed = last_at(context["end_ns"].to_numpy(), start_ns)
     coverage = option_coverage(options.flow, session.regular_open_ns, until_ns, settings, options.from_ns)

@@ -252,23 +252,6 @@ def black_scholes(
     return Greeks(*values)
 
 
-def implied_volatility(
-    price: NDArray[np.float64],
-    spot: NDArray[np.float64],
-    strike: NDArray[np.float64],
-    years: NDArray[np.float64],
-    is_call: NDArray[np.bool_],
-    settings: OptionSettings,
-) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
-    """Volatility (n,) that gives each price, within the settings' bounds, and its status (n,), a code of IV_STATUS.
-
-    Prices, spot and strike in $. NaN with a status other than 0 where there is none; a price at or above the option's largest
-    possible value is outside the bounds.
-    """
-    volatility, status, *_ = _implied(price, spot, strike, years, is_call, *_terms(settings))
-    return volatility, status
-
-
 def implied_greeks(
     price: NDArray[np.float64],
     spot: NDArray[np.float64],
@@ -277,16 +260,14 @@ def implied_greeks(
     is_call: NDArray[np.bool_],
     settings: OptionSettings,
 ) -> tuple[NDArray[np.float64], NDArray[np.int8], Greeks]:
-    """Implied volatility, its status and the greeks there, in one pass; see `implied_volatility` and `black_scholes`.
+    """Volatility (n,) that gives each price ($), within the settings' bounds, its status (n,), a code of IV_STATUS, and the greeks there.
 
-    The price of the greeks is the one given; all are NaN where there is no volatility.
+    Volatility and greeks, whose price is the one given, are NaN where the status is not 0; a price at or above the option's largest
+    possible value is outside the bounds.
     """
-    volatility, status, delta, gamma, vega = _implied(price, spot, strike, years, is_call, *_terms(settings))
+    terms = (settings.rate, settings.dividend_yield, settings.min_volatility, settings.max_volatility)
+    volatility, status, delta, gamma, vega = _implied(price, spot, strike, years, is_call, *terms)
     return volatility, status, Greeks(np.where(status == _OK, price, np.nan), delta, gamma, vega)
-
-
-def _terms(settings: OptionSettings) -> tuple[float, float, float, float]:
-    return settings.rate, settings.dividend_yield, settings.min_volatility, settings.max_volatility
 
 
 @njit(cache=True, inline="always")
