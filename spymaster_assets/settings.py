@@ -20,6 +20,9 @@ from spymaster_assets.market.instruments import Instrument, instrument
 
 NS = 1_000_000_000
 MINUTE_NS = 60 * NS
+DAY_NS = 86_400 * NS
+TRADING_YEAR_S = 252 * 6.5 * 3600
+"""Seconds of regular hours in a year."""
 CONFIG_NAME = "spymaster.json"
 TIMEFRAMES_MIN = (1, 2, 5, 10, 15, 20, 25, 30, 45, 60)
 """Bar lengths in minutes: 1 and 2 for signals, the nine multi-resolution ones for datasets (1 is in both)."""

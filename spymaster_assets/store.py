@@ -84,6 +84,10 @@ class Artifact:
             )
         return data
 
+    def contents(self) -> dict[str, bytes]:
+        """Bytes of every file by name; see `read`."""
+        return {name: self.read(name) for name in self.files}
+
     def json(self, name: str) -> dict[str, Any]:
         """JSON object of one verified file; raise ArtifactError when it holds anything else."""
         return json_object(self.read(name), str(self.path(name)))

@@ -1,4 +1,4 @@
-"""Parquet bytes into tables: sizes are judged before anything is decoded, and every fault is one typed error."""
+"""Tables to Parquet bytes and back: sizes are judged before anything is decoded, and every fault is one typed error."""
 
 from __future__ import annotations
 
@@ -15,6 +15,19 @@ from spymaster_assets.errors import ArtifactError, refusing
 
 MAX_TABLE_BYTES = 4 << 30
 """Largest decoded table; a few kilobytes of run lengths can claim any number of rows."""
+
+
+def parquet_bytes(
+    frame: pl.DataFrame,
+    level: int | None = None,
+    *,
+    statistics: bool = False,
+    metadata: dict[str, str] | None = None,
+) -> bytes:
+    """Parquet bytes of a table, compressed by zstd at a level (None: the library's own); equal for equal input."""
+    buffer = io.BytesIO()
+    frame.write_parquet(buffer, compression="zstd", compression_level=level, statistics=statistics, metadata=metadata)
+    return buffer.getvalue()
 
 
 def read_parquet(

@@ -83,7 +83,8 @@ def run_name(kind: str, schema_version: str, first: str, last: str, suffix: int 
 class Run:
     """An open run; everything logged goes to every tracker, and a tracker that fails raises TrackingError."""
 
-    def __init__(self, mlflow_run: Any, client: Any, wandb_run: Any, bundle: Any, folder: Path) -> None:
+    def __init__(self, name: str, mlflow_run: Any, client: Any, wandb_run: Any, bundle: Any, folder: Path) -> None:
+        self.name = name
         self._mlflow, self._client, self._wandb, self._bundle, self._folder = (
             mlflow_run,
             client,
@@ -98,10 +99,10 @@ class Run:
             self.ids["wandb_run_id"] = wandb_run.id
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Numbers by name; values that are not finite numbers are left out."""
+        """Numbers by name, nested ones by dotted names; values that are not finite numbers are left out."""
         finite = {
             k: float(v)
-            for k, v in metrics.items()
+            for k, v in _leaves(metrics).items()
             if isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)
         }
         if not finite:
@@ -157,7 +158,7 @@ def track(
         wandb_run = bundle = None
         if "wandb" in settings.trackers and settings.wandb_mode != "disabled":
             wandb_run, bundle = _open_wandb(settings, experiment, run_name, flat, tags)
-        run = Run(mlflow_run, client, wandb_run, bundle, Path(folder))
+        run = Run(run_name, mlflow_run, client, wandb_run, bundle, Path(folder))
         try:
             if mlflow_run is not None:
                 _log_params(client, mlflow_run.info.run_id, flat, run)
@@ -168,17 +169,16 @@ def track(
         run.close(failed=False)
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def flatten(values: Mapping[str, Any]) -> dict[str, str]:
     """Nested values as dotted names and text: dictionaries are opened, lists become comma text."""
-    out: dict[str, str] = {}
+    return {k: ",".join(map(str, v)) if isinstance(v, list | tuple) else str(v) for k, v in _leaves(values).items()}
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}.{key}" if prefix else key
-        if isinstance(value, Mapping):
-            out |= flatten(value, name)
-        elif isinstance(value, list | tuple):
-            out[name] = ",".join(map(str, value))
-        else:
-            out[name] = str(value)
+        out |= _leaves(value, name) if isinstance(value, Mapping) else {name: value}
     return out
 
 

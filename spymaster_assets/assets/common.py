@@ -60,6 +60,16 @@ def each_partition(context: dg.AssetExecutionContext, make: Callable[[str], Made
     return dg.MaterializeResult(data_version=version)
 
 
+def check_each(
+    context: dg.AssetCheckExecutionContext,
+    faults_of: Callable[[str], Any],
+    severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
+) -> dg.AssetCheckResult:
+    """Look for the faults of every partition of the run; the check passes when none has any, and tells them by partition."""
+    faults = {key: found for key in context.partition_keys if (found := faults_of(key))}
+    return dg.AssetCheckResult(passed=not faults, severity=severity, metadata={"faults": dg.MetadataValue.json(faults)})
+
+
 def _shown(made: Made) -> dict[str, Any]:
     return {
         **made.metadata,

@@ -6,21 +6,19 @@ import dagster as dg
 import numpy as np
 import polars as pl
 
-from spymaster_assets.assets.common import Made, each_partition
-from spymaster_assets.assets.signals import read_signals
-from spymaster_assets.assets.windows import session_partitions, training_window
+from spymaster_assets.assets.common import Made, check_each, each_partition
+from spymaster_assets.assets.windows import keyed_by_session, session_partitions, training_window
 from spymaster_assets.contract import load_contract
-from spymaster_assets.datasets.sequences import build_sequences, from_npz_bytes, to_npz_bytes
-from spymaster_assets.datasets.splits import SplitManifest, build_manifest, check_manifest, plan_split
+from spymaster_assets.datasets.sequences import build_sequences, read_sequences, sequence_name, to_npz_bytes
+from spymaster_assets.datasets.splits import SplitManifest, build_manifest, plan_split, read_split
 from spymaster_assets.errors import ArtifactError, SplitError
 from spymaster_assets.evaluation import plots
 from spymaster_assets.partitions import all_sessions, calendar_of, fold_sessions
 from spymaster_assets.resources import ArtifactRoot
 from spymaster_assets.settings import Settings, fingerprint
+from spymaster_assets.signals.build import read_signals
 from spymaster_assets.signals.levels import CONTEXT_SCHEMA
-from spymaster_assets.store import Artifact, ArtifactStore, dump_json
-
-SEQUENCE_ROLES = ("context", "feature")
+from spymaster_assets.store import ArtifactStore, dump_json
 
 
 def dataset_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecksDefinition]:
@@ -28,11 +26,7 @@ def dataset_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChe
     partitions = session_partitions(settings)
     calendar = calendar_of(settings.symbol)
     contract = load_contract()
-    common: dict[str, Any] = {
-        "partitions_def": partitions,
-        "group_name": "datasets",
-        "backfill_policy": dg.BackfillPolicy.single_run(),
-    }
+    common = keyed_by_session(settings, "datasets")
 
     @dg.asset(
         **common,
@@ -115,13 +109,14 @@ def dataset_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChe
         description="Train, validation and test are ordered and disjoint.",
     )
     def splits_are_ordered(context: dg.AssetCheckExecutionContext, artifacts: ArtifactRoot) -> dg.AssetCheckResult:
-        faults = {}
-        for key in context.partition_keys:
+        def fault(key: str) -> str | None:
             try:
-                check_manifest(read_split(artifacts.store, key)[0])
+                read_split(artifacts.store, key)
             except SplitError as error:
-                faults[key] = str(error)
-        return dg.AssetCheckResult(passed=not faults, metadata={"faults": dg.MetadataValue.json(faults)})
+                return str(error)
+            return None
+
+        return check_each(context, fault)
 
     @dg.asset_check(
         asset=sequence_dataset,
@@ -129,32 +124,12 @@ def dataset_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChe
         description="Windows are finite, padded on the left and match the signals.",
     )
     def sequences_match_signals(context: dg.AssetCheckExecutionContext, artifacts: ArtifactRoot) -> dg.AssetCheckResult:
-        faults: dict[str, list[str]] = {}
-        for key in context.partition_keys:
-            arrays = read_sequences(artifacts.store, key)[0]
-            found = sequence_faults(arrays, read_signals(artifacts.store, key)[0].frame)
-            if found:
-                faults[key] = found
-        return dg.AssetCheckResult(passed=not faults, metadata={"faults": dg.MetadataValue.json(faults)})
+        store = artifacts.store
+        return check_each(
+            context, lambda key: sequence_faults(read_sequences(store, key)[0], read_signals(store, key)[0].frame)
+        )
 
     return [sequence_dataset, split_manifest, splits_are_ordered, sequences_match_signals]
-
-
-def sequence_name(key: str) -> str:
-    """File name of a session's sequence dataset."""
-    return f"sequence_dataset_{key}.npz"
-
-
-def read_sequences(store: ArtifactStore, key: str) -> tuple[dict[str, np.ndarray], Artifact]:
-    """Arrays of one session's sequence dataset and their artifact."""
-    artifact = store.load("sequence_dataset", key)
-    return from_npz_bytes(artifact.read(sequence_name(key)), str(artifact.folder / sequence_name(key))), artifact
-
-
-def read_split(store: ArtifactStore, key: str) -> tuple[SplitManifest, Artifact]:
-    """Manifest of one as-of session and its artifact."""
-    artifact = store.load("split_manifest", key)
-    return SplitManifest.from_json(artifact.json("split.json")), artifact
 
 
 def read_part(store: ArtifactStore, manifest: SplitManifest, part: str) -> pl.DataFrame:

@@ -1,7 +1,6 @@
 """book_snapshots, option_flow, spot_basis: the optional feeds of a session, or the statement that they are missing."""
 
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,11 @@ import dagster as dg
 import numpy as np
 import polars as pl
 
-from spymaster_assets.assets.common import Made, each_partition
-from spymaster_assets.assets.market import MIN_REGULAR_COVERAGE, read_bars, seen_inputs
-from spymaster_assets.assets.windows import session_partitions
+from spymaster_assets.assets.common import Made, check_each, each_partition
+from spymaster_assets.assets.market import MIN_REGULAR_COVERAGE, seen_inputs
+from spymaster_assets.assets.windows import keyed_by_session, session_partitions
 from spymaster_assets.errors import MissingInputError
-from spymaster_assets.market.bars import session_bars
+from spymaster_assets.market.bars import read_bars, session_bars
 from spymaster_assets.market.basis import SpotBasis, identity_basis, measured_basis
 from spymaster_assets.market.book import BookSnapshots, book_from_parquet, book_to_parquet
 from spymaster_assets.market.calendar import Session
@@ -37,6 +36,7 @@ from spymaster_assets.settings import OptionSettings, Settings, fingerprint
 from spymaster_assets.signals.context import SessionBars
 from spymaster_assets.signals.options import OptionFeed, flow_from_parquet, flow_to_parquet, option_flow
 from spymaster_assets.store import Artifact, ArtifactStore, dump_json
+from spymaster_assets.tables import parquet_bytes
 
 BOOK, FLOW, INTEREST, BASIS, ABOUT = (
     "book.parquet",
@@ -57,11 +57,7 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
     calendar = calendar_of(settings.symbol)
     spy = calendar_of("SPY")
     profile = settings.instrument
-    common: dict[str, Any] = {
-        "partitions_def": partitions,
-        "group_name": "market",
-        "backfill_policy": dg.BackfillPolicy.single_run(),
-    }
+    common = keyed_by_session(settings, "market")
 
     @dg.asset(
         **common,
@@ -115,13 +111,11 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
                 if settings.symbol == "SPY"
                 else measured_basis(profile, minutes, other, calendar.session(key).close_ns)
             )
-            buffer = io.BytesIO()
-            basis.to_frame().write_parquet(buffer, compression="zstd", statistics=False)
             about = {"source": basis.source, "fallback": basis.fallback, "minutes": len(basis.ratio)}
             artifact = artifacts.store.publish(
                 "spot_basis",
                 key,
-                {ABOUT: dump_json(about), BASIS: buffer.getvalue()},
+                {ABOUT: dump_json(about), BASIS: parquet_bytes(basis.to_frame())},
                 inputs={"ohlcv_bars": own.sha256, **inputs},
                 metadata=seen_inputs(settings, source, key),
             )
@@ -172,9 +166,7 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
                 content[FLOW] = flow_to_parquet(flow)
                 interest = load_open_interest(files, session)
                 if interest is not None:
-                    buffer = io.BytesIO()
-                    pl.DataFrame(vars(interest)).write_parquet(buffer, compression="zstd", statistics=False)
-                    content[INTEREST] = buffer.getvalue()
+                    content[INTEREST] = parquet_bytes(pl.DataFrame(vars(interest)))
                 share, missing = minute_coverage(flow.ts_ns, session)
                 about |= {
                     "schema": files.schema,
@@ -207,7 +199,7 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
         description="Where there is a book: no missing minute, no late start, next to no crossed state.",
     )
     def book_is_whole(context: dg.AssetCheckExecutionContext, artifacts: ArtifactRoot) -> dg.AssetCheckResult:
-        return _checked(artifacts.store, "book_snapshots", context.partition_keys, _book_faults)
+        return _check_present(context, artifacts.store, "book_snapshots", _book_faults)
 
     @dg.asset_check(
         asset=option_flow_,
@@ -216,7 +208,7 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
         "solved.",
     )
     def options_are_covered(context: dg.AssetCheckExecutionContext, artifacts: ArtifactRoot) -> dg.AssetCheckResult:
-        return _checked(artifacts.store, "option_flow", context.partition_keys, _option_faults)
+        return _check_present(context, artifacts.store, "option_flow", _option_faults)
 
     return [book_snapshots, spot_basis, option_flow_, book_is_whole, options_are_covered]
 
@@ -349,15 +341,19 @@ def _option_faults(about: dict[str, Any]) -> list[str]:
     return faults
 
 
-def _checked(
-    store: ArtifactStore, asset: str, keys: Sequence[str], faults_of: Callable[[dict[str, Any]], list[str]]
+def _check_present(
+    context: dg.AssetCheckExecutionContext,
+    store: ArtifactStore,
+    asset: str,
+    faults_of: Callable[[dict[str, Any]], list[str]],
 ) -> dg.AssetCheckResult:
     """Faults of each session that has the feed; a feed that is missing is stated, not warned of."""
-    told = {key: store.load(asset, key).json(ABOUT) for key in keys}
-    faults = {key: found for key, about in told.items() if about["present"] and (found := faults_of(about))}
-    return dg.AssetCheckResult(
-        passed=not faults, severity=dg.AssetCheckSeverity.WARN, metadata={"faults": dg.MetadataValue.json(faults)}
-    )
+
+    def faults(key: str) -> list[str]:
+        about = store.load(asset, key).json(ABOUT)
+        return faults_of(about) if about["present"] else []
+
+    return check_each(context, faults, dg.AssetCheckSeverity.WARN)
 
 
 def _shown(about: dict[str, Any]) -> dict[str, Any]:

@@ -1,20 +1,20 @@
 """market_files, ohlcv_bars: what a session's input is, and its bars."""
 
-import io
 from typing import Any
 
 import dagster as dg
 import polars as pl
 
-from spymaster_assets.assets.common import Made, each_partition
-from spymaster_assets.assets.windows import session_partitions
+from spymaster_assets.assets.common import Made, check_each, each_partition
+from spymaster_assets.assets.windows import keyed_by_session, session_partitions
 from spymaster_assets.errors import MissingInputError
-from spymaster_assets.market.bars import BAR_SCHEMA, session_bars
+from spymaster_assets.market.bars import bars_name, read_bars, session_bars
 from spymaster_assets.market.files import (
     FRONT_SESSIONS,
     FileEntry,
     SessionFiles,
     inputs_fingerprint,
+    read_registration,
     register_session,
     session_inputs,
 )
@@ -24,7 +24,8 @@ from spymaster_assets.partitions import calendar_of
 from spymaster_assets.resources import ArtifactRoot, MarketSource
 from spymaster_assets.settings import TIMEFRAMES_MIN, Settings, fingerprint
 from spymaster_assets.signals.context import SessionBars
-from spymaster_assets.store import Artifact, ArtifactStore, dump_json
+from spymaster_assets.store import dump_json
+from spymaster_assets.tables import parquet_bytes
 
 FILE_ASSETS = ("market_files", "book_snapshots", "spot_basis", "option_flow")
 """Assets that look for the session's files themselves; their manifests say which they saw."""
@@ -37,11 +38,7 @@ def market_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
     """Assets and checks of the group 'market' for one deployment."""
     partitions = session_partitions(settings)
     calendar = calendar_of(settings.symbol)
-    common: dict[str, Any] = {
-        "partitions_def": partitions,
-        "group_name": "market",
-        "backfill_policy": dg.BackfillPolicy.single_run(),
-    }
+    common = keyed_by_session(settings, "market")
 
     @dg.asset(
         **common,
@@ -56,14 +53,14 @@ def market_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
         def make(key: str) -> Made:
             previous = previous_registration(settings, source.entries, key)
             found = register_session(source.entries, calendar, settings.instrument, key, previous)
+            shown = found.to_json()
             artifact = artifacts.store.publish(
                 "market_files",
                 key,
-                {"files.json": dump_json(found.to_json())},
-                inputs={f["name"]: f["sha256"] for f in found.to_json()["files"]},
+                {"files.json": dump_json(shown)},
+                inputs={f["name"]: f["sha256"] for f in shown["files"]},
                 metadata=seen_inputs(settings, source, key),
             )
-            shown = found.to_json()
             return Made(
                 artifact,
                 {
@@ -92,18 +89,15 @@ def market_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
         context: dg.AssetExecutionContext, artifacts: ArtifactRoot, source: MarketSource
     ) -> dg.MaterializeResult[Any]:
         def make(key: str) -> Made:
-            registered = artifacts.store.load("market_files", key)
-            registration = SessionFiles.from_json(registered.json("files.json"))
+            registration, registered = read_registration(artifacts.store, key)
             session = calendar.session(key)
             bars = session_bars(
                 load_session_records(source.folder, registration, session=session), session, registration
             )
-            buffer = io.BytesIO()
-            bars.write_parquet(buffer, compression="zstd", compression_level=3, statistics=False)
             artifact = artifacts.store.publish(
                 "ohlcv_bars",
                 key,
-                {f"bars_{key}.parquet": buffer.getvalue()},
+                {bars_name(key): parquet_bytes(bars, 3)},
                 inputs={"market_files": registered.sha256},
             )
             minutes = SessionBars(session, bars).front(1)
@@ -165,8 +159,7 @@ def market_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
         asset=ohlcv_bars, partitions_def=partitions, description="All timeframes agree with the one-minute bars."
     )
     def bars_agree(context: dg.AssetCheckExecutionContext, artifacts: ArtifactRoot) -> dg.AssetCheckResult:
-        faults = {key: f for key in context.partition_keys if (f := bar_faults(read_bars(artifacts.store, key)[0]))}
-        return dg.AssetCheckResult(passed=not faults, metadata={"faults": dg.MetadataValue.json(faults)})
+        return check_each(context, lambda key: bar_faults(read_bars(artifacts.store, key)[0]))
 
     return [market_files, ohlcv_bars, regular_hours_are_covered, session_ends_agree, bars_agree]
 
@@ -194,12 +187,6 @@ def previous_registration(
         return register_session(entries, calendar, settings.instrument, before, earlier)
     except MissingInputError:
         return None
-
-
-def read_bars(store: ArtifactStore, key: str) -> tuple[pl.DataFrame, Artifact]:
-    """Bars of one session and their artifact."""
-    artifact = store.load("ohlcv_bars", key)
-    return artifact.frame(f"bars_{key}.parquet", BAR_SCHEMA), artifact
 
 
 def bar_faults(bars: pl.DataFrame) -> list[str]:

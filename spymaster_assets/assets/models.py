@@ -1,16 +1,18 @@
 """patchtst_model, tree_bundles, retrieval_index: models of the as-of session, fitted on what its split allows."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import dagster as dg
 import numpy as np
 
 from spymaster_assets.assets.common import Made, each_partition
-from spymaster_assets.assets.datasets import read_part, read_sequences, read_split, require_split_signals
-from spymaster_assets.assets.windows import session_partitions, training_window
+from spymaster_assets.assets.datasets import read_part, require_split_signals
+from spymaster_assets.assets.windows import keyed_by_session, training_window
 from spymaster_assets.contract import load_contract
-from spymaster_assets.datasets.splits import SplitManifest
+from spymaster_assets.datasets.sequences import read_sequences
+from spymaster_assets.datasets.splits import SplitManifest, read_split
 from spymaster_assets.evaluation import plots
 from spymaster_assets.models.base import SequenceData
 from spymaster_assets.models.trees import BoostedTrees
@@ -18,27 +20,36 @@ from spymaster_assets.resources import ArtifactRoot, Trackers
 from spymaster_assets.retrieval.index import build_index
 from spymaster_assets.settings import Settings, fingerprint
 from spymaster_assets.store import ArtifactStore, git_revision, provenance
-from spymaster_assets.tracking import run_name, track
+from spymaster_assets.tracking import Run, TrackingSettings, run_name, track
 
 
 def model_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecksDefinition]:
     """Assets of the group 'models' for one deployment."""
     contract = load_contract()
     window = training_window(settings)
-    common: dict[str, Any] = {
-        "partitions_def": session_partitions(settings),
-        "group_name": "models",
-        "backfill_policy": dg.BackfillPolicy.single_run(),
-    }
+    common = keyed_by_session(settings, "models")
 
-    def tags(split: SplitManifest, data_sha256: str) -> dict[str, str]:
-        return {
-            "asof": split.asof,
-            "schema_version": contract.schema_version,
-            "dataset_hash": data_sha256,
-            "git_revision": git_revision(),
-            "simulated": str(settings.simulated).lower(),
-        }
+    def training_run(
+        tracking: TrackingSettings,
+        kind: str,
+        params: Mapping[str, Any],
+        suffix: int,
+        split: SplitManifest,
+        data_sha256: str,
+    ) -> AbstractContextManager[Run]:
+        return track(
+            tracking,
+            experiment=f"spymaster_{kind}",
+            run_name=run_name(kind, contract.schema_version, split.train[0], split.validation[-1], suffix),
+            params={**params, "split": vars(settings.split), "asof": split.asof},
+            tags={
+                "asof": split.asof,
+                "schema_version": contract.schema_version,
+                "dataset_hash": data_sha256,
+                "git_revision": git_revision(),
+                "simulated": str(settings.simulated).lower(),
+            },
+        )
 
     @dg.asset(
         **common,
@@ -61,16 +72,8 @@ def model_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
             validation, validation_inputs = sequence_part(artifacts.store, split, "validation")
             inputs = {"split_manifest": split_artifact.sha256, **train_inputs, **validation_inputs}
             data_sha256 = fingerprint(train_inputs, validation_inputs)
-            name = run_name(
-                "patchtst", contract.schema_version, split.train[0], split.validation[-1], settings.patchtst.seed
-            )
-            with track(
-                tracking,
-                experiment="spymaster_patchtst",
-                run_name=name,
-                params={"patchtst": _plain(settings.patchtst), "split": _plain(settings.split), "asof": key},
-                tags=tags(split, data_sha256),
-            ) as run:
+            params = {"patchtst": vars(settings.patchtst)}
+            with training_run(tracking, "patchtst", params, settings.patchtst.seed, split, data_sha256) as run:
                 described = {
                     "schema_version": contract.schema_version,
                     "dataset_hash": data_sha256,
@@ -78,7 +81,7 @@ def model_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
                     "delay": settings.label.primary_delay,
                     "simulated": settings.simulated,
                     "inputs": inputs,
-                    "run_name": name,
+                    "run_name": run.name,
                     "provenance": provenance(),
                 }
                 model = PatchTST(settings.patchtst, described)
@@ -87,7 +90,7 @@ def model_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
                     zip(report.history["train_loss"], report.history["validation_loss"], strict=True)
                 ):
                     run.log_metrics({"train_loss": a, "validation_loss": b}, step=epoch)
-                run.log_metrics(flat_metrics(report.metrics))
+                run.log_metrics(report.metrics)
                 files = model.save()
                 for file, data in {**files, "features.json": contract.text.encode()}.items():
                     run.log_artifact(data, file)
@@ -101,7 +104,7 @@ def model_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
                     "loss": dg.MetadataValue.md(
                         plots.png_markdown(plots.loss_curves(report.history, report.best_epoch, settings.simulated))
                     ),
-                    "run_name": name,
+                    "run_name": run.name,
                     "simulated": settings.simulated,
                 },
             )
@@ -123,22 +126,11 @@ def model_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
 
         def make(key: str) -> Made:
             split, split_artifact = read_split(artifacts.store, key)
-            train, validation = (
-                read_part(artifacts.store, split, "train"),
-                read_part(artifacts.store, split, "validation"),
-            )
+            train, validation = (read_part(artifacts.store, split, part) for part in ("train", "validation"))
             inputs = {"split_manifest": split_artifact.sha256, **{f"signals[{k}]": v for k, v in split.inputs.items()}}
             data_sha256 = fingerprint(split.inputs)
-            name = run_name(
-                "boosted_trees", contract.schema_version, split.train[0], split.validation[-1], settings.tree.seed
-            )
-            with track(
-                tracking,
-                experiment="spymaster_boosted_trees",
-                run_name=name,
-                params={"tree": _plain(settings.tree), "split": _plain(settings.split), "asof": key},
-                tags=tags(split, data_sha256),
-            ) as run:
+            params = {"tree": vars(settings.tree)}
+            with training_run(tracking, "boosted_trees", params, settings.tree.seed, split, data_sha256) as run:
                 described = {
                     "asof": key,
                     "train_sessions": list(split.train),
@@ -146,13 +138,13 @@ def model_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
                     "test_sessions": list(split.test),
                     "data_sha256": data_sha256,
                     "simulated": settings.simulated,
-                    "run_name": name,
+                    "run_name": run.name,
                     "provenance": provenance(),
                 }
                 model = BoostedTrees(settings.tree, described)
                 report = model.fit(train, validation, split)
                 files = model.save()
-                run.log_metrics(flat_metrics(report.metrics))
+                run.log_metrics(report.metrics)
                 for file, data in sorted(files.items()):
                     run.log_artifact(data, file)
             artifact = artifacts.store.publish("tree_bundles", key, files, inputs=inputs, metadata=dict(run.ids))
@@ -165,7 +157,7 @@ def model_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
                     "skipped": dg.MetadataValue.json(list(report.skipped)),
                     "validation": dg.MetadataValue.json(report.metrics),
                     "gain": dg.MetadataValue.md(plots.png_markdown(gain_chart(model, settings.simulated))),
-                    "run_name": name,
+                    "run_name": run.name,
                     "simulated": settings.simulated,
                 },
             )
@@ -190,16 +182,8 @@ def model_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
             rows = read_part(artifacts.store, split, "train").vstack(read_part(artifacts.store, split, "validation"))
             inputs = {"split_manifest": split_artifact.sha256, **{f"signals[{k}]": v for k, v in split.inputs.items()}}
             data_sha256 = fingerprint(split.inputs)
-            name = run_name(
-                "retrieval", contract.schema_version, split.train[0], split.validation[-1], settings.retrieval.k
-            )
-            with track(
-                tracking,
-                experiment="spymaster_retrieval",
-                run_name=name,
-                params={"retrieval": _plain(settings.retrieval), "split": _plain(settings.split), "asof": key},
-                tags=tags(split, data_sha256),
-            ) as run:
+            params = {"retrieval": vars(settings.retrieval)}
+            with training_run(tracking, "retrieval", params, settings.retrieval.k, split, data_sha256) as run:
                 index = build_index(rows, split, contract, settings.retrieval, settings.label.primary_delay)
                 files = index.save()
                 run.log_metrics({"rows": index.X.shape[0], "features": index.X.shape[1]})
@@ -212,7 +196,7 @@ def model_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
                     "rows": int(index.X.shape[0]),
                     "features": int(index.X.shape[1]),
                     "sessions": len(np.unique(index.date)),
-                    "run_name": name,
+                    "run_name": run.name,
                     "simulated": settings.simulated,
                 },
             )
@@ -242,19 +226,3 @@ def gain_chart(model: BoostedTrees, simulated: bool) -> bytes:
             total[name] = total.get(name, 0.0) + gain
     top = sorted(total.items(), key=lambda kv: -kv[1])[:20]
     return plots.gains([n for n, _ in top], [v for _, v in top], f"Gain over {len(model.bundles)} heads", simulated)
-
-
-def flat_metrics(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Nested metrics as dotted names; values that are not numbers are left out."""
-    out: dict[str, float] = {}
-    for name, value in metrics.items():
-        path = f"{prefix}.{name}" if prefix else name
-        if isinstance(value, Mapping):
-            out |= flat_metrics(value, path)
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            out[path] = float(value)
-    return out
-
-
-def _plain(settings: Any) -> dict[str, Any]:
-    return dict(vars(settings))

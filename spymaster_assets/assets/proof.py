@@ -1,6 +1,5 @@
 """calibration_report, walk_forward_report: what the served artifacts are worth on sessions they have not seen."""
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,25 +8,28 @@ import polars as pl
 
 from spymaster_assets.assets.canaries import require_canaries
 from spymaster_assets.assets.common import Made, each_partition
-from spymaster_assets.assets.datasets import read_part, read_sequences, read_split
-from spymaster_assets.assets.market import read_bars
-from spymaster_assets.assets.models import flat_metrics
-from spymaster_assets.assets.signals import label_counts, read_signals
+from spymaster_assets.assets.datasets import read_part
+from spymaster_assets.assets.signals import label_counts
 from spymaster_assets.assets.windows import judged_window, session_partitions
 from spymaster_assets.contract import load_contract
+from spymaster_assets.datasets.sequences import read_sequences
+from spymaster_assets.datasets.splits import read_split
 from spymaster_assets.errors import ArtifactError, MissingInputError
 from spymaster_assets.evaluation import plots
 from spymaster_assets.evaluation.calibration import baseline_predictions, judge, trials, with_outcomes
 from spymaster_assets.evaluation.report import ReportData, canary_rows, render_report
+from spymaster_assets.market.bars import read_bars
 from spymaster_assets.models.base import SequenceData, prediction_frame
 from spymaster_assets.models.trees import BoostedTrees
 from spymaster_assets.partitions import SESSION_ASSETS, all_sessions, calendar_of, scheduled_asof
 from spymaster_assets.resources import ArtifactRoot, Trackers
 from spymaster_assets.retrieval.index import RetrievalIndex
 from spymaster_assets.settings import Settings, fingerprint
+from spymaster_assets.signals.build import read_signals
 from spymaster_assets.signals.context import SessionBars
 from spymaster_assets.signals.levels import levels_from_files
-from spymaster_assets.store import Artifact, ArtifactStore, dump_json, git_revision, provenance
+from spymaster_assets.store import ArtifactStore, dump_json, git_revision, provenance
+from spymaster_assets.tables import parquet_bytes
 from spymaster_assets.tracking import run_name, track
 
 REPORT_KEY = "latest"
@@ -87,17 +89,15 @@ def proof_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
                 "test_sessions": list(split.test),
                 "train_rows": train.height,
                 "test_rows": test.height,
-                "trials": trials(entries, 1),
+                "trials": trials(entries),
                 "heads": entries,
                 "skipped": store.load("tree_bundles", key).json("metadata.json")["skipped"],
             }
             chosen = [e for e in entries if e["reliability"] and not e["baseline"]][:_SHOWN_HEADS]
             curves = plots.reliability_curves({head_name(e): e["reliability"] for e in chosen}, settings.simulated)
-            buffer = io.BytesIO()
-            outcomes.write_parquet(buffer, compression="zstd", statistics=False)
             files = {
                 "calibration.json": dump_json(report),
-                "predictions.parquet": buffer.getvalue(),
+                "predictions.parquet": parquet_bytes(outcomes),
                 "reliability.png": curves,
             }
             name = run_name("calibration", contract.schema_version, split.test[0], split.test[-1], key)
@@ -114,7 +114,7 @@ def proof_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
                 },
             ) as run:
                 for e in entries:
-                    run.log_metrics(flat_metrics(e["metrics"], head_name(e)))
+                    run.log_metrics({head_name(e): e["metrics"]})
                 for file, data in files.items():
                     run.log_artifact(data, file)
             artifact = store.publish(
@@ -224,8 +224,8 @@ def predict_all(store: ArtifactStore, asof: str, sessions: Sequence[str]) -> tup
     contract = load_contract()
     patchtst, trees, retrieval = (store.load(a, asof) for a in ("patchtst_model", "tree_bundles", "retrieval_index"))
     inputs = {a.asset: a.sha256 for a in (patchtst, trees, retrieval)}
-    network, boosted = PatchTST.load(_files(patchtst)), BoostedTrees.load(_files(trees))
-    index = RetrievalIndex.load(_files(retrieval), str(retrieval.folder))
+    network, boosted = PatchTST.load(patchtst.contents()), BoostedTrees.load(trees.contents())
+    index = RetrievalIndex.load(retrieval.contents(), str(retrieval.folder))
     parts = []
     for key in sessions:
         signals, signal_artifact = read_signals(store, key)
@@ -336,10 +336,6 @@ def score_table(entries: list[dict[str, Any]]) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
-
-
-def _files(artifact: Artifact) -> dict[str, bytes]:
-    return {name: artifact.read(name) for name in artifact.files}
 
 
 def _sum_base_rates(rates: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, int]]]:

@@ -5,22 +5,21 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from spymaster_assets.assets.common import Made, each_partition
+from spymaster_assets.assets.common import Made, check_each, each_partition
 from spymaster_assets.assets.feeds import option_settings, read_basis, read_book, read_options
-from spymaster_assets.assets.market import read_bars
-from spymaster_assets.assets.windows import session_partitions, warmup_window
+from spymaster_assets.assets.windows import keyed_by_session, session_partitions, warmup_window
 from spymaster_assets.contract import load_contract
 from spymaster_assets.evaluation import plots
-from spymaster_assets.market.files import SessionFiles
+from spymaster_assets.market.bars import read_bars
+from spymaster_assets.market.files import read_registration
 from spymaster_assets.market.tape import SessionTape, load_tape
 from spymaster_assets.partitions import calendar_of
 from spymaster_assets.resources import ArtifactRoot, MarketSource
 from spymaster_assets.settings import DELAYS_S, Settings, fingerprint
-from spymaster_assets.signals.build import SignalSet, build_signals, signals_from_parquet, signals_to_parquet
+from spymaster_assets.signals.build import build_signals, read_signals, signals_name, signals_to_parquet
 from spymaster_assets.signals.checks import feed_faults, signal_faults
 from spymaster_assets.signals.context import SessionBars
 from spymaster_assets.signals.levels import build_levels, levels_from_files, levels_to_files
-from spymaster_assets.store import Artifact, ArtifactStore
 
 
 def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecksDefinition]:
@@ -29,11 +28,7 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
     calendar = calendar_of(settings.symbol)
     profile = settings.instrument
     contract = load_contract()
-    common: dict[str, Any] = {
-        "partitions_def": partitions,
-        "group_name": "signals",
-        "backfill_policy": dg.BackfillPolicy.single_run(),
-    }
+    common = keyed_by_session(settings, "signals")
 
     @dg.asset(
         **common,
@@ -52,8 +47,7 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
     )
     def levels(context: dg.AssetExecutionContext, artifacts: ArtifactRoot) -> dg.MaterializeResult[Any]:
         def make(key: str) -> Made:
-            registered = artifacts.store.load("market_files", key)
-            observed_until_ns = registered.json("files.json")["observed_until_ns"]
+            registration, registered = read_registration(artifacts.store, key)
             bars, own = read_bars(artifacts.store, key)
             warmup_keys = warmup_sessions(settings, key)
             options, options_sha256 = read_options(artifacts.store, key, settings.instrument)
@@ -74,7 +68,7 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
                 settings.instrument,
                 settings.signal,
                 contract,
-                observed_until_ns,
+                registration.observed_until_ns,
                 options,
                 settings.option,
             )
@@ -115,8 +109,7 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
     ) -> dg.MaterializeResult[Any]:
         def make(key: str) -> Made:
             session = calendar.session(key)
-            registered = artifacts.store.load("market_files", key)
-            registration = SessionFiles.from_json(registered.json("files.json"))
+            registration, registered = read_registration(artifacts.store, key)
             level_artifact = artifacts.store.load("levels", key)
             level_set = levels_from_files(level_artifact)
             tape: SessionTape | None = None
@@ -143,7 +136,7 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
             artifact = artifacts.store.publish(
                 "signals",
                 key,
-                {f"signals_{key}.parquet": signals_to_parquet(made)},
+                {signals_name(key): signals_to_parquet(made)},
                 inputs={
                     "levels": level_artifact.sha256,
                     "market_files": registered.sha256,
@@ -186,36 +179,27 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
     def signals_follow_the_contract(
         context: dg.AssetCheckExecutionContext, artifacts: ArtifactRoot
     ) -> dg.AssetCheckResult:
-        faults = {
-            key: f
-            for key in context.partition_keys
-            if (f := contract.violations(read_signals(artifacts.store, key)[0].frame))
-        }
-        return dg.AssetCheckResult(passed=not faults, metadata={"faults": dg.MetadataValue.json(faults)})
+        return check_each(context, lambda key: contract.violations(read_signals(artifacts.store, key)[0].frame))
 
     @dg.asset_check(
         asset=signals, partitions_def=partitions, description="Geometry, hours and label logic of every touch hold."
     )
     def signals_hold_invariants(context: dg.AssetCheckExecutionContext, artifacts: ArtifactRoot) -> dg.AssetCheckResult:
-        faults = {
-            key: f
-            for key in context.partition_keys
-            if (f := signal_faults(read_signals(artifacts.store, key)[0].frame, calendar.session(key), settings.signal))
-        }
-        return dg.AssetCheckResult(passed=not faults, metadata={"faults": dg.MetadataValue.json(faults)})
+        def faults(key: str) -> list[str]:
+            found = read_signals(artifacts.store, key)[0]
+            return signal_faults(found.frame, calendar.session(key), settings.signal)
+
+        return check_each(context, faults)
 
     @dg.asset_check(
         asset=signals, partitions_def=partitions, description="Nulls are where a feed is missing, and only there."
     )
     def nulls_match_the_feeds(context: dg.AssetCheckExecutionContext, artifacts: ArtifactRoot) -> dg.AssetCheckResult:
-        faults: dict[str, list[str]] = {}
-        for key in context.partition_keys:
-            found_signals = read_signals(artifacts.store, key)[0]
-            if found := feed_faults(found_signals.frame, contract, set(found_signals.metadata["feeds"])):
-                faults[key] = found
-        return dg.AssetCheckResult(
-            passed=not faults, severity=dg.AssetCheckSeverity.WARN, metadata={"faults": dg.MetadataValue.json(faults)}
-        )
+        def faults(key: str) -> list[str]:
+            found = read_signals(artifacts.store, key)[0]
+            return feed_faults(found.frame, contract, set(found.metadata["feeds"]))
+
+        return check_each(context, faults, dg.AssetCheckSeverity.WARN)
 
     return [levels, signals, signals_follow_the_contract, signals_hold_invariants, nulls_match_the_feeds]
 
@@ -230,13 +214,6 @@ def warmup_sessions(settings: Settings, key: str) -> list[str]:
             break
         keys.insert(0, before)
     return keys
-
-
-def read_signals(store: ArtifactStore, key: str) -> tuple[SignalSet, Artifact]:
-    """Signals of one session and their artifact."""
-    artifact = store.load("signals", key)
-    name = f"signals_{key}.parquet"
-    return signals_from_parquet(artifact.read(name), load_contract(), str(artifact.folder / name)), artifact
 
 
 def base_rate_table(rates: dict[str, dict[str, dict[str, int]]]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import date, datetime, timedelta
 from functools import cache
+from typing import Any
 
 import dagster as dg
 
@@ -31,6 +32,15 @@ def session_partitions(settings: Settings) -> dg.DailyPartitionsDefinition:
         timezone=NEW_YORK,
         exclusions=["0 0 * * 6,0", *[datetime.fromisoformat(d) for d in sorted(closed)]],
     )
+
+
+def keyed_by_session(settings: Settings, group: str) -> dict[str, Any]:
+    """What the assets of a group that are keyed by session have in common: one run makes a range of partitions."""
+    return {
+        "partitions_def": session_partitions(settings),
+        "group_name": group,
+        "backfill_policy": dg.BackfillPolicy.single_run(),
+    }
 
 
 def training_window(settings: Settings) -> dg.TimeWindowPartitionMapping:

@@ -8,12 +8,14 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 
-from spymaster_assets.assets.datasets import read_part, read_sequences, read_split
+from spymaster_assets.assets.datasets import read_part
 from spymaster_assets.assets.proof import predict_all
-from spymaster_assets.assets.signals import read_signals, warmup_sessions
+from spymaster_assets.assets.signals import warmup_sessions
 from spymaster_assets.automation.prove import replay_models, stored_models
 from spymaster_assets.automation.shadow import lend, rebuild, shadow_of
 from spymaster_assets.contract import load_contract
+from spymaster_assets.datasets.sequences import read_sequences
+from spymaster_assets.datasets.splits import read_split
 from spymaster_assets.errors import MarketDataError
 from spymaster_assets.evaluation.calibration import BASELINES, baseline_predictions
 from spymaster_assets.partitions import SESSION_ASSETS
@@ -23,6 +25,7 @@ from spymaster_assets.proof.explain import Explanation
 from spymaster_assets.proof.judged import MODELS, Fold
 from spymaster_assets.proof.lineage import FILE
 from spymaster_assets.settings import Settings
+from spymaster_assets.signals.build import read_signals
 from spymaster_assets.store import Artifact, ArtifactStore
 
 _BARS = ("market_files", "ohlcv_bars")

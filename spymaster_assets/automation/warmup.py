@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,16 +9,18 @@ import polars as pl
 from rich.console import Console
 from rich.progress import track
 
-from spymaster_assets.assets.market import read_bars
-from spymaster_assets.assets.signals import read_signals, warmup_sessions
+from spymaster_assets.assets.signals import warmup_sessions
 from spymaster_assets.automation.shadow import files_near, lend, rebuild, shadow_of
 from spymaster_assets.contract import load_contract
+from spymaster_assets.market.bars import bars_name, read_bars
 from spymaster_assets.partitions import SESSION_ASSETS, calendar_of
 from spymaster_assets.proof.cutting import write_past
 from spymaster_assets.proof.history import Past, changes, shift_prices
 from spymaster_assets.settings import MINUTE_NS, NS, Settings
+from spymaster_assets.signals.build import read_signals
 from spymaster_assets.signals.context import SessionBars
 from spymaster_assets.store import ArtifactStore
+from spymaster_assets.tables import parquet_bytes
 
 
 def pasts_of(settings: Settings, key: str, touches: int, seed: int) -> list[Past]:
@@ -64,9 +65,6 @@ def replay_pasts(settings: Settings, key: str, pasts: Sequence[Past], console: C
 
 
 def _shift_bars(store: ArtifactStore, key: str) -> None:
-    artifact = store.load("ohlcv_bars", key)
-    name = f"bars_{key}.parquet"
-    buffer = io.BytesIO()
-    shift_prices(artifact.frame(name)).write_parquet(buffer)
-    files = {f: artifact.read(f) for f in artifact.files} | {name: buffer.getvalue()}
+    bars, artifact = read_bars(store, key)
+    files = artifact.contents() | {bars_name(key): parquet_bytes(shift_prices(bars))}
     store.publish("ohlcv_bars", key, files, inputs=artifact.inputs)

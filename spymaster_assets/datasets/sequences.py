@@ -16,6 +16,7 @@ from spymaster_assets.contract import Contract
 from spymaster_assets.datasets.matrix import encode
 from spymaster_assets.errors import ArtifactError, ContractError, refusing
 from spymaster_assets.settings import MINUTE_NS, SequenceSettings
+from spymaster_assets.store import Artifact, ArtifactStore
 
 KEYS: dict[str, tuple[str, int]] = {
     "X": ("f4", 3),
@@ -172,3 +173,15 @@ def from_npz_bytes(data: bytes, where: str = "sequence dataset") -> dict[str, ND
                 f"{name} has shape {arrays[name].shape}", where=where, expected=f"{shape} to fit X {arrays['X'].shape}"
             )
     return arrays
+
+
+def sequence_name(key: str) -> str:
+    """File name of a session's sequence dataset."""
+    return f"sequence_dataset_{key}.npz"
+
+
+def read_sequences(store: ArtifactStore, key: str) -> tuple[dict[str, NDArray[Any]], Artifact]:
+    """Arrays (KEYS) of one session's sequence dataset and their artifact."""
+    artifact = store.load("sequence_dataset", key)
+    path = artifact.path(sequence_name(key))
+    return from_npz_bytes(artifact.read(path.name), str(path)), artifact

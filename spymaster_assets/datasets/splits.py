@@ -12,6 +12,7 @@ import polars as pl
 
 from spymaster_assets.errors import SplitError
 from spymaster_assets.settings import NS, SplitSettings
+from spymaster_assets.store import Artifact, ArtifactStore
 
 TIMES = ("event_id", "date", "decision_ns", "label_known_ns")
 """Columns that say which row of which session decided when, and when all its labels were complete."""
@@ -58,6 +59,12 @@ class SplitManifest:
             return cls(**fields)
         except (AttributeError, KeyError, OSError, OverflowError, TypeError, ValueError) as error:
             raise SplitError(f"not a split manifest: {error}", remedy="materialize split_manifest again") from error
+
+
+def read_split(store: ArtifactStore, key: str) -> tuple[SplitManifest, Artifact]:
+    """Manifest of one as-of session and its artifact."""
+    artifact = store.load("split_manifest", key)
+    return SplitManifest.from_json(artifact.json("split.json")), artifact
 
 
 def plan_split(sessions: Sequence[str], asof: str, settings: SplitSettings) -> SplitManifest:

@@ -10,7 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from spymaster_assets.contract import Contract
-from spymaster_assets.datasets.matrix import CLASSIFIERS, HEADS, feature_matrix, labelled_rows, target
+from spymaster_assets.datasets.matrix import CLASSIFIERS, feature_matrix, labelled_rows, target
 from spymaster_assets.datasets.splits import check_decided
 from spymaster_assets.evaluation.baselines import logistic_probabilities, time_of_day_probabilities
 from spymaster_assets.evaluation.metrics import (
@@ -80,9 +80,7 @@ def baseline_predictions(
     parts = []
     for delay in DELAYS_S:
         for stage in stages:
-            for head in HEADS:
-                if head not in CLASSIFIERS:
-                    continue
+            for head in CLASSIFIERS:
                 rows = train.filter(pl.Series(labelled_rows(train, head, delay, stage, contract)))
                 y = target(rows, head, delay)
                 if len(np.unique(y)) < 2:
@@ -141,9 +139,9 @@ def judge(outcomes: pl.DataFrame, draws: int = 400) -> list[dict[str, Any]]:
     return out
 
 
-def trials(entries: list[Mapping[str, Any]] | list[dict[str, Any]], folds: int) -> int:
+def trials(entries: list[dict[str, Any]]) -> int:
     """Number of model heads that were tried: with many, one that looks good by chance is expected."""
-    return folds * sum(not e["baseline"] for e in entries)
+    return sum(not e["baseline"] for e in entries)
 
 
 def brier_skill(y: Floats, p: Floats, reference: Floats) -> float:

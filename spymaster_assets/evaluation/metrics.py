@@ -37,16 +37,16 @@ def log_loss(y: Floats, p: Floats) -> float:
     return float(-np.mean(y * np.log(q) + (1 - y) * np.log(1 - q)))
 
 
-def reliability_bins(y: Floats, p: Floats, kind: str = "quantile", bins: int = BINS) -> list[dict[str, float]]:
+def reliability_bins(y: Floats, p: Floats, kind: str = "quantile") -> list[dict[str, float]]:
     """Bins of predicted probability: lower, upper, count, mean_predicted, observed_rate and its 95 % Wilson interval (low, high).
 
     kind 'quantile' puts equal counts in each bin (ties stay together), 'uniform' equal widths; empty bins are left out.
     """
     if not len(p):
         return []
-    edges = (
-        np.unique(np.quantile(p, np.linspace(0, 1, bins + 1))) if kind == "quantile" else np.linspace(0, 1, bins + 1)
-    )
+    edges = np.linspace(0, 1, BINS + 1)
+    if kind == "quantile":
+        edges = np.unique(np.quantile(p, edges))
     at = np.clip(np.searchsorted(edges, p, side="right") - 1, 0, max(len(edges) - 2, 0))
     out = []
     for b in np.unique(at):
@@ -76,9 +76,9 @@ def wilson(rate: float, n: int) -> tuple[float, float]:
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
-def calibration_error(y: Floats, p: Floats, bins: int = BINS) -> tuple[float, float]:
+def calibration_error(y: Floats, p: Floats) -> tuple[float, float]:
     """(expected, maximum) calibration error over equal-count bins, weighted by count."""
-    parts = reliability_bins(y, p, "quantile", bins)
+    parts = reliability_bins(y, p)
     gaps = np.array([abs(b["mean_predicted"] - b["observed_rate"]) for b in parts])
     counts = np.array([b["count"] for b in parts])
     return float((gaps * counts).sum() / counts.sum()), float(gaps.max())

@@ -9,8 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from spymaster_assets.evaluation.calibration import BASELINES
-from spymaster_assets.market.calendar import TradingCalendar
-from spymaster_assets.market.instruments import instrument
+from spymaster_assets.partitions import calendar_of
 
 _TEMPLATE = "report.html.j2"
 NAMES = {
@@ -118,7 +117,7 @@ def absent_sessions(symbol: str, sessions: list[str]) -> list[str]:
     """Trading sessions between the first and the last of `sessions` that are not among them."""
     if not sessions:
         return []
-    between = TradingCalendar(instrument(symbol)).sessions(min(sessions), max(sessions))
+    between = calendar_of(symbol).sessions(min(sessions), max(sessions))
     return [k for k in between if k not in set(sessions)]
 
 
@@ -172,5 +171,5 @@ def _signed(value: float | None) -> str:
     return "–" if value is None else f"{value:+.3f}"
 
 
-def _percent(value: float | None, digits: int = 1) -> str:
-    return "–" if value is None else f"{100 * value:.{digits}f} %"
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"

@@ -12,6 +12,7 @@ from spymaster_assets.market.calendar import Session
 from spymaster_assets.market.dbn import time_field
 from spymaster_assets.market.files import SessionFiles
 from spymaster_assets.settings import MINUTE_NS, TIMEFRAMES_MIN
+from spymaster_assets.store import Artifact, ArtifactStore
 
 BAR_SCHEMA: dict[str, pl.DataType] = {
     "instrument_id": pl.Int64(),
@@ -52,6 +53,17 @@ def session_bars(records: NDArray[np.void], session: Session, registration: Sess
     if not frames:
         return pl.DataFrame(schema=BAR_SCHEMA)
     return pl.concat(frames).sort("instrument_id", "timeframe_min", "start_ns")
+
+
+def bars_name(key: str) -> str:
+    """File name of a session's bars."""
+    return f"bars_{key}.parquet"
+
+
+def read_bars(store: ArtifactStore, key: str) -> tuple[pl.DataFrame, Artifact]:
+    """Bars (columns BAR_SCHEMA) of one session and their artifact."""
+    artifact = store.load("ohlcv_bars", key)
+    return artifact.frame(bars_name(key), BAR_SCHEMA), artifact
 
 
 def _refuse_outside(records: NDArray[np.void], session: Session, schema: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -26,7 +25,7 @@ from spymaster_assets.market.dbn import (
     read_header,
     stream_records,
 )
-from spymaster_assets.tables import read_parquet, require_schema
+from spymaster_assets.tables import parquet_bytes, read_parquet, require_schema
 
 BUCKET_MS = 250
 """Default length of a bucket: the last book of each is kept (level-touch rules, docs/method.md)."""
@@ -121,11 +120,7 @@ def book_to_parquet(book: BookSnapshots) -> bytes:
     priced = pl.col("^.*_px_e9_.*$")
     frame = pl.DataFrame(columns).with_columns(pl.when(priced != UNDEFINED_PRICE).then(priced))
     about = {"bucket_ns": book.bucket_ns, "levels": book.levels, "counts": [asdict(c) for c in book.counts]}
-    buffer = io.BytesIO()
-    frame.write_parquet(
-        buffer, compression="zstd", compression_level=1, statistics=False, metadata={"book": json.dumps(about)}
-    )
-    return buffer.getvalue()
+    return parquet_bytes(frame, 1, metadata={"book": json.dumps(about)})
 
 
 def book_from_parquet(data: bytes, where: str = "book") -> BookSnapshots:

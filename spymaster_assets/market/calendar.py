@@ -16,6 +16,7 @@ import pandas as pd
 
 from spymaster_assets.errors import ConfigError
 from spymaster_assets.market.instruments import Instrument
+from spymaster_assets.settings import MINUTE_NS, NS
 
 NEW_YORK = ZoneInfo("America/New_York")
 OVERRIDES_PATH = Path(__file__).with_name("calendar_overrides.json")
@@ -43,7 +44,7 @@ class Session:
     @property
     def regular_minutes(self) -> int:
         """Length of regular hours in minutes."""
-        return (self.regular_close_ns - self.regular_open_ns) // 60_000_000_000
+        return (self.regular_close_ns - self.regular_open_ns) // MINUTE_NS
 
 
 class TradingCalendar:
@@ -102,15 +103,6 @@ class TradingCalendar:
         """The session of a trading date; raise ConfigError naming its neighbours when there is none."""
         self._index(key)
         return _session(self.instrument, key)
-
-    def session_at(self, ts_ns: int) -> str | None:
-        """Key of the session that holds a time, or None between sessions."""
-        day = datetime.fromtimestamp(ts_ns // 1_000_000_000, NEW_YORK).date()
-        for key in self.sessions(day.isoformat(), (day + timedelta(days=4)).isoformat()):
-            session = self.session(key)
-            if session.open_ns <= ts_ns < session.close_ns:
-                return key
-        return None
 
     def _index(self, key: str) -> int:
         at = bisect_left(self._keys, key)
@@ -195,4 +187,4 @@ def full_regular_close_ns(key: str) -> int:
 
 
 def _ns(day: date, wall: time) -> int:
-    return int(datetime.combine(day, wall, NEW_YORK).timestamp()) * 1_000_000_000
+    return int(datetime.combine(day, wall, NEW_YORK).timestamp()) * NS

@@ -16,7 +16,7 @@ from spymaster_assets.market.basis import option_roots
 from spymaster_assets.market.book import BookSnapshots, book_snapshots, build_mbp10, snapshots_of_records
 from spymaster_assets.market.calendar import Session
 from spymaster_assets.market.dbn import BOOK_SCHEMAS, read_records
-from spymaster_assets.market.files import FileEntry, minutes_seen, scan_flat, share_seen, symbols_of
+from spymaster_assets.market.files import FileEntry, minutes_seen, reach_ns, scan_flat, share_seen, symbols_of
 from spymaster_assets.market.instruments import Instrument
 from spymaster_assets.market.options import (
     CONSOLIDATED_QUOTE_SCHEMAS,
@@ -154,12 +154,8 @@ def option_source(
 
 def _reach(trades: Sequence[FileEntry], session: Session) -> tuple[int, int]:
     """From when to when the stated ranges reach without a gap, within the session."""
-    trades = sorted(trades, key=lambda e: e.header.start_ns)
-    from_ns = reached = max(trades[0].header.start_ns, session.open_ns)
-    for entry in trades:
-        if entry.header.start_ns <= reached:
-            reached = max(reached, session.close_ns if entry.header.end_ns is None else entry.header.end_ns)
-    return from_ns, min(reached, session.close_ns)
+    from_ns = max(min(e.header.start_ns for e in trades), session.open_ns)
+    return from_ns, min(reach_ns(trades, from_ns, session.close_ns), session.close_ns)
 
 
 def load_option_trades(source: OptionSource, session: Session) -> OptionTrades:

@@ -27,6 +27,7 @@ from spymaster_assets.market.dbn import (
 )
 from spymaster_assets.market.instruments import Instrument
 from spymaster_assets.settings import MINUTE_NS, NS, fingerprint
+from spymaster_assets.store import Artifact, ArtifactStore
 
 SIMULATED_MARK = "SIMULATED.json"
 """A folder that holds this file is a simulated market."""
@@ -142,6 +143,12 @@ class SessionFiles:
             return found
 
 
+def read_registration(store: ArtifactStore, key: str) -> tuple[SessionFiles, Artifact]:
+    """What is registered of one session and its artifact."""
+    artifact = store.load("market_files", key)
+    return SessionFiles.from_json(artifact.json("files.json")), artifact
+
+
 def scan_folder(dbn_dir: Path) -> tuple[FileEntry, ...]:
     """Headers of every DBN file below a folder, sorted by name; raise MissingInputError when the folder does not exist."""
     # size and time are taken before the header is read: a file that changes meanwhile must not look unchanged
@@ -241,16 +248,21 @@ def _raise(error: OSError) -> None:
 
 def covers(entries: Sequence[FileEntry], session: Session, instrument: Instrument) -> bool:
     """True when the ranges that the headers of the instrument's trades or bars state reach over regular hours without a gap."""
-    reached = session.regular_open_ns
     tape = [
         e
         for e in entries
         if e.header.schema in SCHEMAS and e.may_hold(instrument) and e.overlaps(session.open_ns, session.close_ns)
     ]
-    for entry in sorted(tape, key=lambda e: e.header.start_ns):
+    return bool(tape) and reach_ns(tape, session.regular_open_ns, session.close_ns) >= session.regular_close_ns
+
+
+def reach_ns(entries: Sequence[FileEntry], from_ns: int, open_end_ns: int) -> int:
+    """Up to when the ranges that headers state reach from a time on without a gap; one without an end reaches to open_end_ns."""
+    reached = from_ns
+    for entry in sorted(entries, key=lambda e: e.header.start_ns):
         if entry.header.start_ns <= reached:
-            reached = max(reached, session.close_ns if entry.header.end_ns is None else entry.header.end_ns)
-    return bool(tape) and reached >= session.regular_close_ns
+            reached = max(reached, open_end_ns if entry.header.end_ns is None else entry.header.end_ns)
+    return reached
 
 
 def register_session(

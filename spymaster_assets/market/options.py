@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from spymaster_assets.errors import MarketDataError
 from spymaster_assets.market.dbn import SCHEMAS, UNDEFINED_PRICE, UNDEFINED_TIME, read_header, read_records
+from spymaster_assets.settings import DAY_NS
 
-DAY_NS = 86_400_000_000_000
 EPOCH_ORDINAL = date(1970, 1, 1).toordinal()
 STRIKE_DIGIT_E9 = 1_000_000
 """Tickers state strikes in thousandths; one is this many 1e-9 units."""

@@ -5,9 +5,9 @@ docs/simulator.md states the rule. Everything comes from one seed: the same call
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
@@ -28,12 +28,15 @@ from spymaster_assets.market.files import SIMULATED_MARK, scan_folder
 from spymaster_assets.market.instruments import Instrument
 from spymaster_assets.settings import NS
 from spymaster_assets.store import dump_json, write_atomic
+from spymaster_assets.tables import parquet_bytes
 
 DATASET = "SIMULATED"
 TRUTH = "truth.parquet"
 KINDS = ("PM_HIGH", "PM_LOW", "OR_HIGH", "OR_LOW", "SESSION_HIGH", "SESSION_LOW", "VWAP", "ROUND")
 _INSTRUMENT_ID = 1
-_ROUND = KINDS.index("ROUND")
+_EPISODE = (
+    "second", "kind", "level_price", "direction_sign", "approach_z", "earlier_touches", "p_break", "breaks",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -137,22 +140,24 @@ def simulate_session(
         rule.rest_s,
     )
     records = _trades(price, buyers, activity, session, instrument, rule.trades_per_session, rng)
-    n = int(episodes[0, 0])
-    rows = episodes[1 : n + 1]
-    truth = pl.DataFrame(
+    return SimulatedSession(records, planted_truth(session, _EPISODE, episodes), int(records["price"][-1]))
+
+
+def planted_truth(session: Session, columns: Sequence[str], episodes: NDArray[np.float64]) -> pl.DataFrame:
+    """A row a contact from the (m, len(columns)) episodes that a kernel wrote, of which row 0 holds their count."""
+    rows = episodes[1 : int(episodes[0, 0]) + 1]
+    values = dict(zip(columns, rows.T, strict=True))
+    at_s, kind = values.pop("second").astype(np.int64), values.pop("kind").astype(np.int64)
+    return pl.DataFrame(
         {
-            "session": pl.Series([session.key] * n, dtype=pl.String),
-            "ts_ns": (session.open_ns + rows[:, 0].astype(np.int64) * NS),
-            "level_kind_name": np.array(KINDS)[rows[:, 1].astype(int)] if n else np.array([], "U1"),
-            "level_price": rows[:, 2],
-            "direction_sign": rows[:, 3].astype(np.int8),
-            "approach_z": rows[:, 4],
-            "earlier_touches": rows[:, 5].astype(np.int32),
-            "p_break": rows[:, 6],
-            "breaks": rows[:, 7] > 0,
+            "session": pl.Series([session.key] * len(rows), dtype=pl.String),
+            "ts_ns": session.open_ns + at_s * NS,
+            "level_kind_name": pl.Series([KINDS[k] for k in kind], dtype=pl.String),
+            **values,
         }
+    ).with_columns(
+        pl.col("direction_sign").cast(pl.Int8), pl.col("earlier_touches").cast(pl.Int32), pl.col("breaks") > 0
     )
-    return SimulatedSession(records, truth, int(records["price"][-1]))
 
 
 def write_market(
@@ -175,22 +180,28 @@ def write_market(
         "instrument": instrument.symbol,
         "rule": asdict(rule),
     }
-    # An interrupted run must leave its files marked as simulated, yet not as a complete market.
-    write_atomic(folder / SIMULATED_MARK, dump_json(mark | {"sessions": []}))
     price = 500 * instrument.spy_dollar_e9 if start_e9 is None else start_e9
-    paths, truths = [], []
-    for session in sessions:
-        made = simulate_session(session, instrument, seed, price, rule)
-        path = folder / f"{instrument.symbol.lower()}-{session.key.replace('-', '')}.trades.dbn.zst"
-        write_atomic(path, encode_dbn(made.records, raw_symbol(instrument), session))
-        paths.append(path)
-        truths.append(made.truth)
-        price = next_start(made.last_e9, seed, instrument)
-    buffer = io.BytesIO()
-    pl.concat(truths).write_parquet(buffer)
-    write_atomic(folder / TRUTH, buffer.getvalue())
-    write_atomic(folder / SIMULATED_MARK, dump_json(mark | {"sessions": keys}))
+    paths = []
+    with simulated_folder(folder, mark, keys) as truths:
+        for session in sessions:
+            made = simulate_session(session, instrument, seed, price, rule)
+            path = folder / f"{instrument.symbol.lower()}-{session.key.replace('-', '')}.trades.dbn.zst"
+            write_atomic(path, encode_dbn(made.records, raw_symbol(instrument), session))
+            paths.append(path)
+            truths.append(made.truth)
+            price = next_start(made.last_e9, seed, instrument)
     return paths
+
+
+@contextmanager
+def simulated_folder(folder: Path, mark: Mapping[str, object], sessions: Sequence[str]) -> Iterator[list[pl.DataFrame]]:
+    """SIMULATED.json with `mark`; when the block ends well the truths that it appended are truth.parquet and the sessions are marked."""
+    # An interrupted run must leave its files marked as simulated, yet not as a complete market.
+    write_atomic(folder / SIMULATED_MARK, dump_json({**mark, "sessions": []}))
+    truths: list[pl.DataFrame] = []
+    yield truths
+    write_atomic(folder / TRUTH, parquet_bytes(pl.concat(truths), statistics=True))
+    write_atomic(folder / SIMULATED_MARK, dump_json({**mark, "sessions": sessions}))
 
 
 def read_mark(folder: Path) -> dict[str, object] | None:

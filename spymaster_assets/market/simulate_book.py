@@ -22,7 +22,6 @@ contact. truth.parquet holds one row a contact with everything that went into th
 
 from __future__ import annotations
 
-import io
 import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -43,21 +42,20 @@ from scipy.special import ndtr
 from spymaster_assets.errors import ConfigError
 from spymaster_assets.market.calendar import Session
 from spymaster_assets.market.dbn import MBP10_DTYPE, TRADE_DTYPE, UNDEFINED_PRICE
-from spymaster_assets.market.files import SIMULATED_MARK
 from spymaster_assets.market.instruments import Instrument
 from spymaster_assets.market.simulate import (
     DATASET,
     KINDS,
-    TRUTH,
     LevelRule,
     dbn_header,
     next_start,
+    planted_truth,
     raw_symbol,
     refuse_market,
     session_activity,
+    simulated_folder,
 )
-from spymaster_assets.settings import NS
-from spymaster_assets.store import dump_json, write_atomic
+from spymaster_assets.settings import NS, TRADING_YEAR_S
 
 BOOK_LEVELS = 10
 CMBP1_DTYPE = np.dtype(
@@ -70,7 +68,6 @@ CMBP1_DTYPE = np.dtype(
     ]
 )  # fmt: skip
 """Record of the schema `cmbp-1`: 80 bytes."""
-TRADING_YEAR_S = 252 * 6.5 * 3600
 MIDS_PER_S = 10
 """Resolution of the mid that option quotes follow."""
 FIRST_OPTION_ID = 1001
@@ -101,7 +98,7 @@ _MIDS_PER_S = MIDS_PER_S
 _MBP10_BYTES, _TRADE_BYTES, _CMBP1_RTYPE = MBP10_DTYPE.itemsize, TRADE_DTYPE.itemsize, 0xB1
 _ADD, _CANCEL, _TRADE, _SELL, _BUY = ord("A"), ord("C"), ord("T"), ord("A"), ord("B")
 _EPISODE = (
-    "second", "kind", "level_price", "sign", "approach_z", "earlier_touches", "wall_log_ratio", "p_break", "breaks",
+    "second", "kind", "level_price", "direction_sign", "approach_z", "earlier_touches", "wall_log_ratio", "p_break", "breaks",
 )  # fmt: skip
 # What the kernel keeps from chunk to chunk: whole numbers (best quotes as ladder ticks, bid and ask adjacent) and real ones.
 (
@@ -322,10 +319,9 @@ def simulate_book(
         if sink is not None:
             sink(book[:n_book].view(MBP10_DTYPE).ravel())
     trades = np.concatenate(parts)
-    n = int(episodes[0, 0])
     return SimulatedBook(
         trades=trades,
-        truth=_truth(session, rule, episodes[1 : n + 1]),
+        truth=_truth(session, rule, episodes),
         mids_e9=(mids + base_tick) * instrument.tick_e9,
         book_records=total,
         last_e9=int(trades["price"][-1]) if len(trades) else start_e9,
@@ -412,19 +408,13 @@ def write_full_market(
         "profile": asdict(profile),
         "rule": asdict(rule),
     }
-    # An interrupted run must leave its files marked as simulated, yet not as a complete market.
-    write_atomic(folder / SIMULATED_MARK, dump_json(mark | {"sessions": []}))
     paths: list[Path] = []
-    truths = []
-    for session in sessions:
-        made, written = _write_session(folder, instrument, session, seed, price, profile, rule)
-        paths += written
-        truths.append(made.truth)
-        price = next_start(made.last_e9, seed, instrument)
-    buffer = io.BytesIO()
-    pl.concat(truths).write_parquet(buffer)
-    write_atomic(folder / TRUTH, buffer.getvalue())
-    write_atomic(folder / SIMULATED_MARK, dump_json(mark | {"sessions": keys}))
+    with simulated_folder(folder, mark, keys) as truths:
+        for session in sessions:
+            made, written = _write_session(folder, instrument, session, seed, price, profile, rule)
+            paths += written
+            truths.append(made.truth)
+            price = next_start(made.last_e9, seed, instrument)
     return paths
 
 
@@ -507,29 +497,14 @@ def _dbn_file(
         temporary.unlink(missing_ok=True)
 
 
-def _truth(session: Session, rule: BookRule, rows: NDArray[np.float64]) -> pl.DataFrame:
-    n = len(rows)
-    breaks = rows[:, _EPISODE.index("breaks")] > 0
-    sign = rows[:, _EPISODE.index("sign")]
-    side = np.where(breaks, sign, -sign)
-    column = {name: rows[:, i] for i, name in enumerate(_EPISODE)}
-    return pl.DataFrame(
-        {
-            "session": pl.Series([session.key] * n, dtype=pl.String),
-            "ts_ns": session.open_ns + column["second"].astype(np.int64) * NS,
-            "level_kind_name": np.array(KINDS)[column["kind"].astype(int)] if n else np.array([], "U1"),
-            "level_price": column["level_price"],
-            "direction_sign": sign.astype(np.int8),
-            "approach_z": column["approach_z"],
-            "earlier_touches": column["earlier_touches"].astype(np.int32),
-            "wall_log_ratio": column["wall_log_ratio"],
-            "p_break": column["p_break"],
-            "breaks": breaks,
-            "defending_side": np.where(sign > 0, "A", "B") if n else np.array([], "U1"),
-            "depth_factor": np.where(breaks, 1.0 - rule.liquidity, 1.0 + rule.liquidity),
-            "buyer_share": 0.5 + rule.level.tilt * side,
-            "option_buy_share": np.where(breaks, 0.5 + rule.lean, 0.5 - rule.lean),
-        }
+def _truth(session: Session, rule: BookRule, episodes: NDArray[np.float64]) -> pl.DataFrame:
+    breaks, sign = pl.col("breaks"), pl.col("direction_sign")
+    side = pl.when(breaks).then(sign).otherwise(-sign).cast(pl.Float64)
+    return planted_truth(session, _EPISODE, episodes).with_columns(
+        defending_side=pl.when(sign > 0).then(pl.lit("A")).otherwise(pl.lit("B")),
+        depth_factor=pl.when(breaks).then(1.0 - rule.liquidity).otherwise(1.0 + rule.liquidity),
+        buyer_share=0.5 + rule.level.tilt * side,
+        option_buy_share=pl.when(breaks).then(0.5 + rule.lean).otherwise(0.5 - rule.lean),
     )
 
 

@@ -80,11 +80,9 @@ def load_session_records(
     return records[np.argsort(records[field], kind="stable")]
 
 
-def load_tape(
-    dbn_dir: Path, registration: SessionFiles, *, session: Session, until_ns: int | None = None
-) -> SessionTape:
+def load_tape(dbn_dir: Path, registration: SessionFiles, *, session: Session) -> SessionTape:
     """Trades of the contract in front; see `load_session_records`."""
-    records = load_session_records(dbn_dir, registration, session=session, until_ns=until_ns)
+    records = load_session_records(dbn_dir, registration, session=session)
     ids = records["instrument_id"]
     if len(ids) and not (ids == registration.front_id).all():
         records = records[ids == registration.front_id]

@@ -10,7 +10,7 @@ import io
 import json
 import pickletools
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
@@ -128,16 +128,10 @@ class PatchTST(Model):
     name: ClassVar[str] = "patchtst"
     needs: ClassVar[Literal["tabular", "sequence"]] = "sequence"
 
-    def __init__(
-        self,
-        settings: PatchTSTSettings | None = None,
-        context: Mapping[str, Any] | None = None,
-        on_epoch: Callable[[int, int], None] | None = None,
-    ) -> None:
-        """context: fields stored in run_metadata.json; on_epoch is called with (epoch, epochs)."""
+    def __init__(self, settings: PatchTSTSettings | None = None, context: Mapping[str, Any] | None = None) -> None:
+        """context: fields stored in run_metadata.json."""
         self.settings = settings or PatchTSTSettings()
         self.context = dict(context or {})
-        self.on_epoch = on_epoch
         self.meta: dict[str, Any] = {}
         self.network: Network | None = None
         self.scaler: Scaler | None = None
@@ -178,8 +172,6 @@ class PatchTST(Model):
                 judged_loss = float(self._loss(judged, class_weight))
             history["train_loss"].append(total / len(train))
             history["validation_loss"].append(judged_loss)
-            if self.on_epoch:
-                self.on_epoch(epoch + 1, s.epochs)
             if judged_loss < best - 1e-5:
                 best, best_epoch, best_state = judged_loss, epoch, self._state()
             elif epoch - best_epoch >= s.patience_epochs:

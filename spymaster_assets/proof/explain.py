@@ -11,13 +11,15 @@ from typing import Any
 import polars as pl
 
 from spymaster_assets.contract import Column, Contract, load_contract
+from spymaster_assets.datasets.splits import read_split
 from spymaster_assets.errors import ConfigError, ContractError, MissingInputError
 from spymaster_assets.partitions import REPORT_ASSET, calendar_of
+from spymaster_assets.proof.faults import told
 from spymaster_assets.proof.judged import MODELS, SPLIT, Fold, judged, require_heads
 from spymaster_assets.proof.lineage import Link, chain
 from spymaster_assets.proof.sources import FileRead, RowAt, bars_behind, files_behind, row_at, sequence_row
-from spymaster_assets.proof.stored import signals_of, split_of, told
 from spymaster_assets.settings import DELAYS_S, NS, Settings
+from spymaster_assets.signals.build import read_signals, signals_name
 from spymaster_assets.store import Artifact, ArtifactStore
 
 _EVENT_ID = re.compile(r"^[A-Z0-9]+_(?P<session>\d{4}-\d{2}-\d{2})_[A-Z0-9_]+_-?\d+_(UP|DOWN)_\d+$")
@@ -114,7 +116,7 @@ def explain(settings: Settings, event_id: str, asofs: Sequence[str] = (), heads:
     require_heads(heads)
     store, contract = ArtifactStore(settings.root), load_contract()
     key = session_of(store, event_id)
-    signals, artifact = signals_of(store, key)
+    signals, artifact = read_signals(store, key)
     row, at = _find(signals.frame, event_id, artifact)
     event = _event(row, contract)
     faults: list[str] = []
@@ -132,7 +134,7 @@ def explain(settings: Settings, event_id: str, asofs: Sequence[str] = (), heads:
         event=event,
         uses=uses,
         folds=tuple(f for f in folds if f is not None),
-        signal_row=row_at(artifact, f"signals_{key}.parquet", at, at, "signal row"),
+        signal_row=row_at(artifact, signals_name(key), at, at, "signal row"),
         values=tuple(_value(row, c) for c in contract.columns),
         sequence_row=told(faults, sequence_row, store, key, event_id),
         bars=bars_behind(store, key, event.decision_ns, faults),
@@ -163,7 +165,7 @@ def session_of(store: ArtifactStore, event_id: str) -> str:
 
 
 def _first_id(store: ArtifactStore, key: str) -> str | None:
-    ids = signals_of(store, key)[0].frame["event_id"]
+    ids = read_signals(store, key)[0].frame["event_id"]
     return str(ids[0]) if len(ids) else None
 
 
@@ -210,7 +212,7 @@ def _event(row: pl.DataFrame, contract: Contract) -> Event:
 def _uses(store: ArtifactStore, event: Event, sha256: str, faults: list[str]) -> tuple[Use, ...]:
     out = []
     for asof in store.keys(SPLIT):
-        split = told(faults, split_of, store, asof)
+        split, _ = told(faults, read_split, store, asof) or (None, None)
         part = next((p for p in _PARTS if event.session in getattr(split, p, ())), None)
         if split is None or part is None:
             continue

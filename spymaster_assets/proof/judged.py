@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,14 +12,15 @@ import xgboost as xgb
 
 from spymaster_assets.contract import STAGES, Contract, decision_after_s, load_contract
 from spymaster_assets.datasets.matrix import CLASSIFIERS, HEADS, encode
-from spymaster_assets.datasets.splits import SplitManifest
+from spymaster_assets.datasets.splits import SplitManifest, read_split
 from spymaster_assets.errors import ConfigError
 from spymaster_assets.evaluation.calibration import BASELINES, GROUP
 from spymaster_assets.models.trees import BoostedTrees, Bundle, bundle_name
 from spymaster_assets.partitions import FITTED_ASSETS, MODEL_ASSETS, REPORT_ASSET
-from spymaster_assets.proof.stored import files_of, signals_of, split_of, told
+from spymaster_assets.proof.faults import told
 from spymaster_assets.retrieval.index import RetrievalIndex
 from spymaster_assets.settings import DELAYS_S, NS
+from spymaster_assets.signals.build import read_signals
 from spymaster_assets.store import Artifact, ArtifactStore
 
 SPLIT, MODELS = MODEL_ASSETS[0], FITTED_ASSETS
@@ -139,9 +139,8 @@ def judged(store: ArtifactStore, asof: str, row: pl.DataFrame, heads: Sequence[s
     heads: words that a prediction's model, head, delay and stage must hold. What cannot be read is added to `faults`; raises ArtifactError
     or MissingInputError when it is the split or the report.
     """
-    contract, split = load_contract(), split_of(store, asof)
-    said = pl.read_parquet(io.BytesIO(store.load(REPORT_ASSET, asof).read("predictions.parquet")))
-    said = said.filter(pl.col("event_id") == row["event_id"][0])
+    contract, split = load_contract(), read_split(store, asof)[0]
+    said = store.load(REPORT_ASSET, asof).frame("predictions.parquet").filter(pl.col("event_id") == row["event_id"][0])
     models = [told(faults, store.load, a, asof) for a in MODELS]
     trees = told(faults, _trees, store, asof)
     index = told(faults, _index, store, asof)
@@ -174,11 +173,11 @@ def require_heads(heads: Sequence[str]) -> None:
 
 
 def _trees(store: ArtifactStore, asof: str) -> BoostedTrees:
-    return BoostedTrees.load(files_of(store.load("tree_bundles", asof)))
+    return BoostedTrees.load(store.load("tree_bundles", asof).contents())
 
 
 def _index(store: ArtifactStore, asof: str) -> RetrievalIndex:
-    return RetrievalIndex.load(files_of(store.load("retrieval_index", asof)))
+    return RetrievalIndex.load(store.load("retrieval_index", asof).contents())
 
 
 def _neighbours(index: RetrievalIndex, row: pl.DataFrame, contract: Contract) -> tuple[str, tuple[Neighbour, ...]]:
@@ -203,12 +202,12 @@ def _training(store: ArtifactStore, split: SplitManifest) -> Training:
     purged = [p["event_id"] for p in split.purged]
     parts = {
         part: pl.concat(
-            signals_of(store, k)[0].frame.select("event_id", "date", "label_known_ns") for k in getattr(split, part)
+            read_signals(store, k)[0].frame.select("event_id", "date", "label_known_ns") for k in getattr(split, part)
         ).filter(~pl.col("event_id").is_in(purged))
         for part in ("train", "validation")
     }
     rows = pl.concat(parts.values())
-    tested = [signals_of(store, k)[0].frame["decision_ns"] for k in split.test if store.exists("signals", k)]
+    tested = [read_signals(store, k)[0].frame["decision_ns"] for k in split.test if store.exists("signals", k)]
     first_ns = int(pl.concat(tested).min())  # type: ignore[arg-type]
     latest_ns = int(rows["label_known_ns"].max())  # type: ignore[arg-type]
     return Training(

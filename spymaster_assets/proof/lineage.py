@@ -81,7 +81,7 @@ def file_state(path: Path, recorded: str) -> State:
 def verified(store: ArtifactStore, asset: str, key: str) -> Artifact:
     """Handle of an artifact whose files were all read and whose content hash is that of its manifest; raise ArtifactError if not."""
     artifact = store.load(asset, key)
-    found = content_hash({name: artifact.read(name) for name in artifact.files})
+    found = content_hash(artifact.contents())
     if found != artifact.sha256:
         raise ArtifactError(
             f"the manifest of {_name(asset, key)} was altered",

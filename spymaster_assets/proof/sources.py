@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +10,15 @@ import numpy as np
 import polars as pl
 
 from spymaster_assets.contract import STAGE_A_DECISION_S
-from spymaster_assets.datasets.sequences import from_npz_bytes
+from spymaster_assets.datasets.sequences import read_sequences, sequence_name
 from spymaster_assets.errors import ArtifactError
+from spymaster_assets.market.bars import bars_name, read_bars
 from spymaster_assets.market.calendar import Session
 from spymaster_assets.market.dbn import read_header
-from spymaster_assets.market.files import SUFFIXES, SessionFiles, symbols_of
+from spymaster_assets.market.files import SUFFIXES, SessionFiles, read_registration, symbols_of
+from spymaster_assets.proof.faults import told
 from spymaster_assets.proof.lineage import FILE, Link, State, file_state, input_of
 from spymaster_assets.proof.records import RecordRange, Window, record_ranges
-from spymaster_assets.proof.stored import told
 from spymaster_assets.settings import DELAYS_S, MINUTE_NS, NS, Settings
 from spymaster_assets.signals.build import SignalSet
 from spymaster_assets.store import Artifact, ArtifactStore
@@ -59,9 +59,8 @@ def row_at(artifact: Artifact, name: str, first: int, last: int, what: str) -> R
 
 def sequence_row(store: ArtifactStore, key: str, event_id: str) -> RowAt:
     """The event's row of its session's sequence dataset; raise ArtifactError when it has none."""
-    name = f"sequence_dataset_{key}.npz"
-    artifact = store.load("sequence_dataset", key)
-    arrays = from_npz_bytes(artifact.read(name), str(artifact.folder / name))
+    name = sequence_name(key)
+    arrays, artifact = read_sequences(store, key)
     at = np.flatnonzero(arrays["event_id"] == event_id)
     if not len(at):
         raise ArtifactError(
@@ -85,16 +84,14 @@ def _warmup(store: ArtifactStore, key: str) -> list[str]:
 
 
 def _bar_rows(store: ArtifactStore, key: str, decision_ns: int, own: bool) -> list[RowAt]:
-    name = f"bars_{key}.parquet"
-    artifact = store.load("ohlcv_bars", key)
-    bars = pl.read_parquet(io.BytesIO(artifact.read(name))).with_row_index("row")
-    read = bars.filter(pl.col("is_front") & (pl.col("end_ns") <= decision_ns))
+    bars, artifact = read_bars(store, key)
+    read = bars.with_row_index("row").filter(pl.col("is_front") & (pl.col("end_ns") <= decision_ns))
     what = "to the decision" if own else "warm-up session"
     out = []
     for minutes in (1, 2):
         rows = read.filter(pl.col("timeframe_min") == minutes)["row"]
         if len(rows):
-            out.append(row_at(artifact, name, int(rows[0]), int(rows[-1]), f"{minutes} min, {what}"))
+            out.append(row_at(artifact, bars_name(key), int(rows[0]), int(rows[-1]), f"{minutes} min, {what}"))
     return out
 
 
@@ -109,7 +106,7 @@ def files_behind(
 ) -> tuple[FileRead, ...]:
     """The input files of a session, tape first, and the records of each that one row (1, columns) of its signals rests on."""
     known = {(link.asset, link.input): link.state for link in links if link.kind == FILE and link.key == session.key}
-    registered = told(faults, _registered, store, session.key)
+    registered, _ = told(faults, read_registration, store, session.key) or (None, None)
     attempt_ns = _attempt_start_ns(signals.frame, row)
     feeds = signals.metadata["feeds"]
     out = []
@@ -130,10 +127,6 @@ def files_behind(
                     ranges = told(faults, record_ranges, path, windows, _contract_id(path, feed, registered))
             out.append(FileRead(feed, name, sha256, state, schema, ranges or ()))
     return tuple(out)
-
-
-def _registered(store: ArtifactStore, key: str) -> SessionFiles:
-    return SessionFiles.from_json(store.load("market_files", key).json("files.json"))
 
 
 def _contract_id(path: Path, feed: str, registered: SessionFiles) -> int | None:

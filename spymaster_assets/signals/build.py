@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from spymaster_assets.contract import STAGE_A_DECISION_S, Contract
+from spymaster_assets.contract import STAGE_A_DECISION_S, Contract, load_contract
 from spymaster_assets.errors import ArtifactError, refusing
 from spymaster_assets.market.book import BookSnapshots
 from spymaster_assets.market.calendar import Session
@@ -44,6 +44,7 @@ from spymaster_assets.signals.options import (
     open_interest_gamma,
 )
 from spymaster_assets.signals.tape import TapeFeatures, side_known, tape_features
+from spymaster_assets.store import Artifact, ArtifactStore
 from spymaster_assets.tables import read_parquet, require_schema
 
 ATR_SCALED = ("distance", "distance_signed", "dist_to_pm_high", "dist_to_pm_low", "dist_to_sma_200", "dist_to_sma_400",
@@ -176,6 +177,14 @@ def build_signals(
     rates = lab.base_rates(
         path, context, t0, level_e9, sigma, label, session.regular_open_ns, defined_until_ns, dollar, measured
     )
+    feeds = {
+        "bars": True,
+        "trades": tape is not None,
+        "side": tape is not None and bool((tape.side != 0).any()),
+        "book": book is not None,
+        "options": options is not None,
+        "open_interest": options is not None and options.open_interest is not None,
+    }
     metadata = {
         "schema_version": contract.schema_version,
         "contract_sha256": contract.sha256,
@@ -186,14 +195,7 @@ def build_signals(
         "simulated": simulated,
         "rows": frame.height,
         "base_rates": rates,
-        "feeds": sorted(
-            {"bars"}
-            | ({"trades"} if tape is not None else set())
-            | ({"side"} if tape is not None and bool((tape.side != 0).any()) else set())
-            | ({"book"} if book is not None else set())
-            | ({"options"} if options is not None else set())
-            | ({"open_interest"} if options is not None and options.open_interest is not None else set())
-        ),
+        "feeds": sorted(name for name, there in feeds.items() if there),
         "rolls": [r.to_json() for r in levels.rolls],
         "null_share": {
             c.name: round(frame[c.name].null_count() / max(frame.height, 1), 4) for c in contract.role("feature")
@@ -227,6 +229,18 @@ def signals_from_parquet(data: bytes, contract: Contract, where: str = "signals"
         )
     require_schema(frame, contract.schema, where)
     return SignalSet(frame, metadata)
+
+
+def signals_name(key: str) -> str:
+    """File name of a session's signals."""
+    return f"signals_{key}.parquet"
+
+
+def read_signals(store: ArtifactStore, key: str) -> tuple[SignalSet, Artifact]:
+    """Signals of one session and their artifact."""
+    artifact = store.load("signals", key)
+    path = artifact.path(signals_name(key))
+    return signals_from_parquet(artifact.read(path.name), load_contract(), str(path)), artifact
 
 
 def _context(
@@ -294,15 +308,10 @@ def _book_columns(
 
     Without sides a fill cannot be told from a cancellation: the state rests on that, the other columns do not.
     """
-    columns: dict[str, Any] = {
-        name: pl.Series(values, dtype=pl.String)
-        .to_frame("v")
-        .select(pl.when(pl.Series(barrier.complete & sides_known)).then("v"))
-        .to_series()
-        if name == "barrier_state"
-        else np.where(barrier.complete, values, np.nan)
-        for name, values in barrier.columns().items()
-    }
+    columns = barrier.columns()
+    state = pl.Series(columns.pop("barrier_state"), dtype=pl.String)
+    columns = {name: np.where(barrier.complete, values, np.nan) for name, values in columns.items()}
+    columns["barrier_state"] = pl.select(pl.when(pl.Series(barrier.complete & sides_known)).then(state)).to_series()
     replenishment, delta = columns["barrier_replenishment_ratio"], columns["barrier_delta_liq"]
     return columns | {
         "liquidity_pressure": liquidity_pressure(delta, columns["wall_ratio"], option),
@@ -320,11 +329,11 @@ def _option_columns(
     option: OptionSettings,
 ) -> dict[str, Any]:
     ledger = gamma_ledger(options.flow, session.regular_open_ns, options.until_ns, option, options.from_ns)
-    dealers = dealer_features(ledger, t0, options.basis.to_strike_e9(level_e9, t0), option, options.dollar_e9)
+    strike_e9 = options.basis.to_strike_e9(level_e9, t0)
+    dealers = dealer_features(ledger, t0, strike_e9, option, options.dollar_e9)
     columns: dict[str, Any] = {f.name: getattr(dealers, f.name) for f in fields(dealers)}
     for name in ("fuel_effect", "gamma_bucket"):
         columns[name] = pl.Series(columns[name].tolist(), dtype=pl.String)
-    strike_e9 = options.basis.to_strike_e9(level_e9, t0)
     flip = gamma_flip_e9(ledger, strike_e9, t0, round(option.flip_range_usd * options.dollar_e9))
     if options.open_interest is not None:
         band = round(option.strike_range_usd * options.dollar_e9)

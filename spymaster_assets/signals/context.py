@@ -98,7 +98,7 @@ class TwoMinuteHistory:
 
     def index_at(self, times_ns: NDArray[np.int64]) -> NDArray[np.int64]:
         """Index of the last bar closed at each time, -1 when there is none."""
-        return np.searchsorted(self.end_ns, times_ns, side="right").astype(np.int64) - 1
+        return last_at(self.end_ns, times_ns)
 
 
 def find_rolls(history: Sequence[SessionBars], current: SessionBars) -> tuple[Roll, ...]:
@@ -205,6 +205,11 @@ def minute_context(
         columns[f"sma_{length}"] = take(average, at)
         columns[f"sma_{length}_slope_5bar"] = slope(average, at, settings.sma_slope_short_bars)
     return pl.DataFrame(columns).select(CONTEXT_COLUMNS)
+
+
+def last_at(known_ns: NDArray[np.int64], times_ns: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Index (n,) of the last of ascending known_ns that is not after each time, -1 when there is none."""
+    return np.searchsorted(known_ns, times_ns, side="right").astype(np.int64) - 1
 
 
 def take(values: NDArray[np.float64], index: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -21,6 +20,7 @@ from spymaster_assets.signals.context import (
     Roll,
     SessionBars,
     TwoMinuteHistory,
+    last_at,
     minute_context,
     regular_hours_sigma,
     take,
@@ -28,6 +28,7 @@ from spymaster_assets.signals.context import (
 )
 from spymaster_assets.signals.options import OptionFeed, option_coverage, strike_levels, wall_levels
 from spymaster_assets.store import Artifact, dump_json
+from spymaster_assets.tables import parquet_bytes
 
 LEVEL_COLUMNS = ("start_ns", "level_kind", "level_kind_name", "level_price_e9", "strike_e9")
 OPTION_KINDS = ("STRIKE", "CALL_WALL", "PUT_WALL")
@@ -122,7 +123,7 @@ def key_levels(
     bar_start = context["start_ns"].to_numpy()
     high = context["high_e9"].to_numpy().astype(np.float64)
     low = context["low_e9"].to_numpy().astype(np.float64)
-    closed = np.searchsorted(end, start_ns, side="right").astype(np.int64) - 1
+    closed = last_at(end, start_ns)
     out: dict[str, NDArray[np.float64]] = {}
 
     premarket = (bar_start >= session.premarket_open_ns) & (end <= session.regular_open_ns)
@@ -151,22 +152,12 @@ def key_levels(
 
 def level_matrix(table: pl.DataFrame, start_ns: NDArray[np.int64], kinds: Sequence[str]) -> NDArray[np.float64]:
     """(len(start_ns), len(kinds)) level prices in 1e-9 points from a level table, NaN where a kind is absent."""
-    out = np.full((len(start_ns), len(kinds)), np.nan)
-    slots = np.unique(start_ns)
+    slots, slot = np.unique(start_ns, return_inverse=True)
     dense = np.full((len(slots), len(kinds)), np.nan)
     for k, kind in enumerate(kinds):
-        rows = table.filter(pl.col("level_kind_name") == kind)
-        times = rows["start_ns"].to_numpy()
-        at = np.searchsorted(slots, times)
-        hit = (
-            (at < len(slots)) & (slots[np.minimum(at, len(slots) - 1)] == times)
-            if len(slots)
-            else np.zeros(len(times), bool)
-        )
-        dense[at[hit], k] = rows["level_price_e9"].to_numpy()[hit]
-    if len(slots):
-        out = dense[np.searchsorted(slots, start_ns)]
-    return out
+        rows = table.filter((pl.col("level_kind_name") == kind) & pl.col("start_ns").is_in(slots.tolist()))
+        dense[np.searchsorted(slots, rows["start_ns"].to_numpy()), k] = rows["level_price_e9"].to_numpy()
+    return dense[slot]
 
 
 def _long_table(
@@ -188,8 +179,7 @@ def _round_levels(
 ) -> pl.DataFrame:
     """Multiples of the round spacing around the last close before each bar."""
     spacing = round(settings.round_spacing_usd * instrument.spy_dollar_e9)
-    end = context["end_ns"].to_numpy()
-    closed = np.searchsorted(end, start_ns, side="right").astype(np.int64) - 1
+    closed = last_at(context["end_ns"].to_numpy(), start_ns)
     known = closed >= 0
     start, last = start_ns[known], context["close_e9"].to_numpy()[closed[known]]
     steps = np.arange(-settings.round_reach_spacings, settings.round_reach_spacings + 1)
@@ -213,16 +203,12 @@ def _option_levels(
     until_ns = min(options.until_ns, session.regular_close_ns)
     parts = []
     for kind, series in wall_levels(options.flow, session, settings, until_ns, options.from_ns).items():
-        at = np.searchsorted(series.known_ns, start_ns, side="right") - 1
-        price = (
-            np.where(at >= 0, series.price_e9[np.maximum(at, 0)], np.nan) if len(at) and len(series.price_e9) else None
-        )
-        if price is not None:
-            known = np.isfinite(price) & (start_ns <= until_ns)
-            points = basis.to_points_e9(price[known], start_ns[known])
-            parts.append(_rows(start_ns[known], kind, np.rint(points).astype(np.int64), contract, price[known]))
+        strike_e9 = take(series.price_e9, last_at(series.known_ns, start_ns))
+        known = np.isfinite(strike_e9) & (start_ns <= until_ns)
+        points = basis.to_points_e9(strike_e9[known], start_ns[known])
+        parts.append(_rows(start_ns[known], kind, np.rint(points).astype(np.int64), contract, strike_e9[known]))
     strikes = strike_levels(options.flow, session, settings, until_ns)
-    closed = np.searchsorted(context["end_ns"].to_numpy(), start_ns, side="right").astype(np.int64) - 1
+    closed = last_at(context["end_ns"].to_numpy(), start_ns)
     coverage = option_coverage(options.flow, session.regular_open_ns, until_ns, settings, options.from_ns)
     whole = coverage.unbroken(session.regular_open_ns, start_ns)
     if len(strikes.price_e9) and len(start_ns):
@@ -260,9 +246,9 @@ def levels_to_files(levels: LevelSet, warmup_sessions: Sequence[str]) -> dict[st
     """Files of the levels artifact: levels, context and two_minute Parquet tables and levels.json."""
     two_minute = pl.DataFrame({"end_ns": levels.history.end_ns, "close_e9": levels.history.close_e9})
     return {
-        "levels.parquet": _parquet(levels.table),
-        "context.parquet": _parquet(levels.context),
-        "two_minute.parquet": _parquet(two_minute),
+        "levels.parquet": parquet_bytes(levels.table, 3),
+        "context.parquet": parquet_bytes(levels.context, 3),
+        "two_minute.parquet": parquet_bytes(two_minute, 3),
         "levels.json": dump_json(
             {
                 "rolls": [asdict(r) for r in levels.rolls],
@@ -287,9 +273,3 @@ def levels_from_files(artifact: Artifact) -> LevelSet:
         rolls,
         sigma,
     )
-
-
-def _parquet(frame: pl.DataFrame) -> bytes:
-    buffer = io.BytesIO()
-    frame.write_parquet(buffer, compression="zstd", compression_level=3, statistics=False)
-    return buffer.getvalue()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from dataclasses import dataclass, fields, replace
 from datetime import date, timedelta
@@ -18,16 +17,13 @@ from spymaster_assets.market.calendar import Session, TradingCalendar
 from spymaster_assets.market.dbn import UNDEFINED_PRICE
 from spymaster_assets.market.instruments import PRICE_SCALE
 from spymaster_assets.market.options import EPOCH_ORDINAL, OpenInterest, OptionTrades
-from spymaster_assets.settings import MINUTE_NS, NS, OptionSettings
+from spymaster_assets.settings import DAY_NS, MINUTE_NS, NS, TRADING_YEAR_S, OptionSettings
 from spymaster_assets.signals.coverage import Coverage
-from spymaster_assets.tables import read_parquet
+from spymaster_assets.tables import parquet_bytes, read_parquet
 
-TRADING_YEAR_S = 252 * 6.5 * 3600
-"""Seconds of regular hours in a year."""
 IV_STATUS = ("ok", "below_intrinsic", "no_time_left", "not_converged", "outside_bounds", "no_spot")
 """What became of an implied volatility, by status code; all but the first leave NaN."""
 _OK, _BELOW_INTRINSIC, _NO_TIME, _NOT_CONVERGED, _OUTSIDE, _NO_SPOT = range(len(IV_STATUS))
-_DAY_NS = 86_400 * NS
 _MIN_FLIP_STRIKES = 3
 _FLAT_BASELINE = 1e-6
 _MAX_STEPS = 100
@@ -154,7 +150,7 @@ def years_to_expiry(
     if len(ts_ns) == 0:
         return np.empty(0)
     # a day early, since the UTC date of an evening is the next day's
-    first = int(ts_ns.min() // _DAY_NS) + EPOCH_ORDINAL - 1
+    first = int(ts_ns.min() // DAY_NS) + EPOCH_ORDINAL - 1
     last = date.fromordinal(max(int(expiry.max()), first))
     keys = calendar.sessions(date.fromordinal(first - 10).isoformat(), last.isoformat())
     if not keys or not calendar.sessions(last.isoformat(), (last + timedelta(days=10)).isoformat()):
@@ -256,23 +252,6 @@ def black_scholes(
     return Greeks(*values)
 
 
-def implied_volatility(
-    price: NDArray[np.float64],
-    spot: NDArray[np.float64],
-    strike: NDArray[np.float64],
-    years: NDArray[np.float64],
-    is_call: NDArray[np.bool_],
-    settings: OptionSettings,
-) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
-    """Volatility (n,) that gives each price, within the settings' bounds, and its status (n,), a code of IV_STATUS.
-
-    Prices, spot and strike in $. NaN with a status other than 0 where there is none; a price at or above the option's largest
-    possible value is outside the bounds.
-    """
-    volatility, status, *_ = _implied(price, spot, strike, years, is_call, *_terms(settings))
-    return volatility, status
-
-
 def implied_greeks(
     price: NDArray[np.float64],
     spot: NDArray[np.float64],
@@ -281,16 +260,14 @@ def implied_greeks(
     is_call: NDArray[np.bool_],
     settings: OptionSettings,
 ) -> tuple[NDArray[np.float64], NDArray[np.int8], Greeks]:
-    """Implied volatility, its status and the greeks there, in one pass; see `implied_volatility` and `black_scholes`.
+    """Volatility (n,) that gives each price ($), within the settings' bounds, its status (n,), a code of IV_STATUS, and the greeks there.
 
-    The price of the greeks is the one given; all are NaN where there is no volatility.
+    Volatility and greeks, whose price is the one given, are NaN where the status is not 0; a price at or above the option's largest
+    possible value is outside the bounds.
     """
-    volatility, status, delta, gamma, vega = _implied(price, spot, strike, years, is_call, *_terms(settings))
+    terms = (settings.rate, settings.dividend_yield, settings.min_volatility, settings.max_volatility)
+    volatility, status, delta, gamma, vega = _implied(price, spot, strike, years, is_call, *terms)
     return volatility, status, Greeks(np.where(status == _OK, price, np.nan), delta, gamma, vega)
-
-
-def _terms(settings: OptionSettings) -> tuple[float, float, float, float]:
-    return settings.rate, settings.dividend_yield, settings.min_volatility, settings.max_volatility
 
 
 @njit(cache=True, inline="always")
@@ -498,11 +475,7 @@ def option_flow(
 def flow_to_parquet(flow: OptionFlow) -> bytes:
     """A row a trade, columns as in OptionFlow; spot_e9 is null before the underlying's first trade."""
     frame = pl.DataFrame({f.name: getattr(flow, f.name) for f in fields(flow)})
-    buffer = io.BytesIO()
-    frame.with_columns(pl.when(pl.col("spot_e9") != UNDEFINED_PRICE).then("spot_e9")).write_parquet(
-        buffer, compression="zstd", compression_level=1, statistics=False
-    )
-    return buffer.getvalue()
+    return parquet_bytes(frame.with_columns(pl.when(pl.col("spot_e9") != UNDEFINED_PRICE).then("spot_e9")), 1)
 
 
 def flow_from_parquet(data: bytes, where: str = "option flow") -> OptionFlow:

@@ -185,8 +185,3 @@ def event_ids(symbol: str, session: str, touches: pl.DataFrame) -> pl.Series:
             separator="_",
         ).alias("event_id")
     ).to_series()
-
-
-def signed(direction_sign: NDArray[np.int8], values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """values seen in the direction of approach."""
-    return direction_sign.astype(np.float64) * values

@@ -22,6 +22,7 @@ from rich.console import Console
 from spymaster_assets.automation.rederive import rederive
 from spymaster_assets.cli import main
 from spymaster_assets.contract import load_contract
+from spymaster_assets.datasets.splits import read_split
 from spymaster_assets.errors import ConfigError, ContractError, MarketDataError, MissingInputError
 from spymaster_assets.market.dbn import read_header, read_records
 from spymaster_assets.partitions import scheduled_asof
@@ -29,9 +30,8 @@ from spymaster_assets.proof import records as records_module
 from spymaster_assets.proof.explain import Explanation, explain
 from spymaster_assets.proof.records import Window, record_ranges
 from spymaster_assets.proof.show import tree
-from spymaster_assets.proof.stored import signals_of, split_of
 from spymaster_assets.settings import NS, Settings
-from spymaster_assets.signals.build import SignalSet, signals_to_parquet
+from spymaster_assets.signals.build import SignalSet, read_signals, signals_to_parquet
 from spymaster_assets.store import ArtifactStore
 from spymaster_assets_tests.graph.conftest import Demo
 
@@ -43,7 +43,7 @@ def judged_event(demo: Demo, asof: str) -> str:
 
 
 def predictions(demo: Demo, asof: str) -> pl.DataFrame:
-    return pl.read_parquet(io.BytesIO(demo.store.load("calibration_report", asof).read("predictions.parquet")))
+    return demo.store.load("calibration_report", asof).frame("predictions.parquet")
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +102,8 @@ def test_the_models_are_the_stored_ones_and_learned_nothing_from_the_future(
         stored = demo.store.load(model.asset, asof)
         assert (model.sha256, model.version, model.runs) == (stored.sha256, stored.folder.name, dict(stored.metadata))
         assert {"mlflow_run_id", "wandb_run_id"} <= set(model.runs)
-    split = split_of(demo.store, asof)
-    frames = {k: signals_of(demo.store, k)[0].frame for k in (*split.train, *split.validation, *split.test)}
+    split = read_split(demo.store, asof)[0]
+    frames = {k: read_signals(demo.store, k)[0].frame for k in (*split.train, *split.validation, *split.test)}
     used = pl.concat(frames[k] for k in (*split.train, *split.validation))
     used = used.filter(~pl.col("event_id").is_in([p["event_id"] for p in split.purged]))
     training = fold.training
@@ -207,13 +207,15 @@ def test_every_link_of_the_chain_is_equal(demo: Demo, explained: Explanation) ->
     for name, sha256 in files.items():
         assert hashlib.sha256((demo.settings.dbn_dir / name).read_bytes()).hexdigest() == sha256
     dates = {read_header(demo.settings.dbn_dir / n).start_ns for n in files}
-    assert len(dates) > len(split_of(demo.store, explained.folds[0].asof).train), "training sessions are in the chain"
+    train = read_split(demo.store, explained.folds[0].asof)[0].train
+    assert len(dates) > len(train), "training sessions are in the chain"
 
 
 def test_a_training_row_names_the_models_that_learned_from_it(demo: Demo) -> None:
     first, last = scheduled_asof(demo.settings)
-    key = next(k for k in split_of(demo.store, first).train if k in split_of(demo.store, last).train)
-    event_id = str(signals_of(demo.store, key)[0].frame["event_id"][0])
+    both = [set(read_split(demo.store, k)[0].train) for k in (first, last)]
+    key = min(set.intersection(*both))
+    event_id = str(read_signals(demo.store, key)[0].frame["event_id"][0])
     found = explain(demo.settings, event_id)
     assert [(u.asof, u.part, u.inputs_equal) for u in found.uses] == [(first, "train", True), (last, "train", True)]
     assert all(len(u.models) == 3 for u in found.uses)
@@ -255,7 +257,7 @@ def change_a_dbn_file(settings: Settings, found: Explanation) -> tuple[str, str]
 
 
 def republish(store: ArtifactStore, key: str, change: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
-    signals, artifact = signals_of(store, key)
+    signals, artifact = read_signals(store, key)
     data = signals_to_parquet(SignalSet(change(signals.frame), signals.metadata))
     store.publish("signals", key, {f"signals_{key}.parquet": data}, inputs=artifact.inputs)
 

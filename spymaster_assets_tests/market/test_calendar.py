@@ -57,14 +57,6 @@ def test_steps_past_either_end_are_typed() -> None:
             step("2024-03-28", 100_000)
 
 
-def test_session_at_finds_the_session_of_a_time() -> None:
-    es = CALENDARS["ES"]
-    sunday_evening = session_of("ES", "2024-03-11").open_ns
-    assert es.session_at(sunday_evening) == "2024-03-11"
-    assert es.session_at(sunday_evening - 1) is None
-    assert es.session_at(session_of("ES", "2024-03-11").close_ns) is None
-
-
 def test_every_session_of_ten_years_is_in_order() -> None:
     for calendar in CALENDARS.values():
         last_close = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from spymaster_assets.proof.cutting import FUTURES
 from spymaster_assets.settings import MINUTE_NS, Settings
 from spymaster_assets.signals import levels as levels_module
 from spymaster_assets.store import Artifact, ArtifactStore, dump_json
+from spymaster_assets.tables import parquet_bytes
 from spymaster_assets_tests.builders import CONTRACT
 
 KEY = "2024-02-01"
@@ -167,7 +167,7 @@ def test_labels_of_sequences_and_the_facts_of_levels_are_compared(made: Settings
         assert [d.column for d in found] == ["name" if array == "seq_feature_names" else array]
         if array != "seq_feature_names":
             assert differences(sequences, again, complete_ns - 1, CONTRACT)[0] == []
-    files = {f: levels.read(f) for f in levels.files}
+    files = levels.contents()
     forged_levels = dump_json({**levels.json("levels.json"), "warmup_sigma": 9.5})
     again = other.publish("levels", KEY, {**files, "levels.json": forged_levels})
     assert differences(levels, again, OPENS_NS - 1, CONTRACT)[0] == []
@@ -176,11 +176,9 @@ def test_labels_of_sequences_and_the_facts_of_levels_are_compared(made: Settings
 
 def test_a_file_that_only_the_replay_holds_is_a_difference(made: Settings, tmp_path: Path) -> None:
     basis = pl.DataFrame({"ts_ns": [OPENS_NS], "n": [1]})
-    buffer = io.BytesIO()
-    basis.write_parquet(buffer)
     stored = ArtifactStore(made.root).load("option_flow", KEY)
     assert "flow.parquet" not in stored.files
-    files = {"flow.parquet": buffer.getvalue(), **{f: stored.read(f) for f in stored.files}}
+    files = {"flow.parquet": parquet_bytes(basis), **stored.contents()}
     again = ArtifactStore(tmp_path / "other").publish("option_flow", KEY, files)
     found, _ = differences(stored, again, OPENS_NS + 1, CONTRACT)
     assert [(d.column, d.stored) for d in found] == [("flow.parquet", "missing")]

@@ -91,7 +91,7 @@ def forked(work: Callable[[], None]) -> int:
 
 def read_whole(artifact: Artifact) -> dict[str, bytes]:
     """Every file of an artifact; raise ArtifactError when they are not the ones that its content hash was taken of."""
-    files = {name: artifact.read(name) for name in artifact.files}
+    files = artifact.contents()
     if content_hash(files) != artifact.sha256:
         raise ArtifactError("the files are not those of the content hash", where=str(artifact.folder))
     return files

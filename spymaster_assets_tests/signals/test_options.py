@@ -138,7 +138,7 @@ class TestImpliedVolatility:
         g = one(opt.black_scholes, 600, strike, years, vol, call=call)
         # an in-the-money price keeps its time value only to the last digits of the whole
         assume(g.vega[0] * vol > 1e-5 and g.price[0] > 0)
-        found, status = one(opt.implied_volatility, g.price[0], 600, strike, years, call=call)
+        found, status, _ = one(opt.implied_greeks, g.price[0], 600, strike, years, call=call)
         assert opt.IV_STATUS[status[0]] == "ok"
         assert found[0] == pytest.approx(vol, rel=1e-6)
         again = one(opt.black_scholes, 600, strike, years, found[0], call=call).price[0]
@@ -152,7 +152,7 @@ class TestImpliedVolatility:
             (640.0, 0.01, False),
         ):
             expected = brentq(lambda v, k=strike, p=price, c=call: scalar_price(692.3, k, 0.0027, v, c) - p, 0.01, 5.0)
-            found, _ = one(opt.implied_volatility, price, 692.3, strike, 0.0027, call=call)
+            found, _, _ = one(opt.implied_greeks, price, 692.3, strike, 0.0027, call=call)
             assert found[0] == pytest.approx(expected, rel=1e-9)
 
     @pytest.mark.parametrize(
@@ -175,9 +175,9 @@ class TestImpliedVolatility:
     def test_failures_have_a_reason(
         self, price: float, spot: float, strike: float, years: float, call: bool, status: str
     ) -> None:
-        found, code = one(opt.implied_volatility, price, spot, strike, years, call=call)
+        found, code, greeks = one(opt.implied_greeks, price, spot, strike, years, call=call)
         assert opt.IV_STATUS[code[0]] == status
-        assert np.isnan(found[0])
+        assert all(np.isnan(v[0]) for v in (found, *vars(greeks).values()))
 
 
 class TestTimeAndSpot:

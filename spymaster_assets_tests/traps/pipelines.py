@@ -12,6 +12,16 @@ from spymaster_assets_tests.traps.market import ASOF, BAR_NS, SESSIONS, VALID_FR
 X = ("ret_1", "ret_3", "vol_6", "flow", "spread")
 HORIZON = 3
 """Bars over which labels look ahead."""
+BAR = (
+    pl.col("price").first().alias("open"),
+    pl.col("price").max().alias("high"),
+    pl.col("price").min().alias("low"),
+    pl.col("price").last().alias("close"),
+    pl.col("size").sum().alias("volume"),
+    pl.len().cast(pl.Int64).alias("n"),
+    (pl.col("size") * (pl.col("venue") == "A")).sum().alias("volume_a"),
+)
+"""What a bar says of its trades."""
 ASOF_NS, VALID_NS = opens_ns(ASOF), opens_ns(VALID_FROM)
 
 
@@ -45,15 +55,7 @@ def bars(trades: pl.DataFrame) -> KnownTable:
 def bar_frame(trades: pl.DataFrame) -> pl.DataFrame:
     """Bars of trades, the one that is still forming included: it is known only at its end."""
     out = with_session(trades).group_by("session", "opens_ns", "closes_ns", "start_ns", "end_ns", maintain_order=True)
-    return out.agg(
-        pl.col("price").first().alias("open"),
-        pl.col("price").max().alias("high"),
-        pl.col("price").min().alias("low"),
-        pl.col("price").last().alias("close"),
-        pl.col("size").sum().alias("volume"),
-        pl.len().cast(pl.Int64).alias("n"),
-        (pl.col("size") * (pl.col("venue") == "A")).sum().alias("volume_a"),
-    )
+    return out.agg(BAR)
 
 
 def feature_frame(bars: pl.DataFrame) -> pl.DataFrame:

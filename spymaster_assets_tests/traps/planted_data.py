@@ -12,6 +12,7 @@ from spymaster_assets.proof.known import KnownTable
 from spymaster_assets_tests.traps.graphs import at_end, leak
 from spymaster_assets_tests.traps.market import BAR_NS
 from spymaster_assets_tests.traps.pipelines import (
+    BAR,
     HORIZON,
     HOURS,
     LABELS,
@@ -385,13 +386,7 @@ def volume_bars(trades: pl.DataFrame) -> KnownTable:
     made = out.group_by("bucket", maintain_order=True).agg(
         pl.col("session", "opens_ns", "closes_ns").first(),
         pl.col("recv_ns").first().alias("start_ns"),
-        pl.col("price").first().alias("open"),
-        pl.col("price").max().alias("high"),
-        pl.col("price").min().alias("low"),
-        pl.col("price").last().alias("close"),
-        pl.col("size").sum().alias("volume"),
-        pl.len().cast(pl.Int64).alias("n"),
-        (pl.col("size") * (pl.col("venue") == "A")).sum().alias("volume_a"),
+        *BAR,
     )
     # a bar is over when the next one begins
     return at_end(made.with_columns((pl.col("start_ns").shift(-1) + 1).alias("end_ns")).drop_nulls().drop("bucket"))

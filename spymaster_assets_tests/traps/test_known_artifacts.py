@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,16 +14,14 @@ from spymaster_assets.market.simulate import write_market
 from spymaster_assets.proof.compare import differences, known_tables
 from spymaster_assets.settings import MINUTE_NS
 from spymaster_assets.store import Artifact, ArtifactStore, dump_json
+from spymaster_assets.tables import parquet_bytes
 from spymaster_assets_tests.builders import CALENDARS, CONTRACT
 
 
 def basis(root: Path, ratios: list[float]) -> Artifact:
-    buffer = io.BytesIO()
     known_ns = [MINUTE_NS * (n + 1) for n in range(len(ratios))]
-    pl.DataFrame(
-        {"known_ns": known_ns, "ratio": ratios}, schema={"known_ns": pl.Int64, "ratio": pl.Float64}
-    ).write_parquet(buffer)
-    return ArtifactStore(root).publish("spot_basis", "2024-02-01", {"basis.parquet": buffer.getvalue()}, inputs={})
+    frame = pl.DataFrame({"known_ns": known_ns, "ratio": ratios}, {"known_ns": pl.Int64, "ratio": pl.Float64})
+    return ArtifactStore(root).publish("spot_basis", "2024-02-01", {"basis.parquet": parquet_bytes(frame)}, inputs={})
 
 
 def test_a_basis_is_compared_up_to_the_cut(tmp_path: Path) -> None:
