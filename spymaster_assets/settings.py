@@ -63,7 +63,9 @@ class LabelSettings:
 
     mode: Literal["dollars", "volatility"] = "dollars"
     look_forward_s: int = 480  # F
-    max_missing_min: int = 0  # O: minutes in a row without a record that are no gap; 1 of 43,170 regular ones of SPY and MYM has none
+    max_missing_min: int = (
+        0  # O: minutes in a row without a record that are no gap; of 43,000 regular ones of SPY and MYM one has none
+    )
     threshold_1_usd: float = 1.0  # F
     threshold_2_usd: float = 2.0  # F
     volatility_multiple_1: float = 0.75  # O

@@ -171,17 +171,19 @@ def _rewrite(source: Path, target: Path, change: Change, end_ns: int | None = No
     if end_ns is not None:
         struct.pack_into("<Q", head, _END_OFFSET, end_ns)
     try:
-        with target.open("wb") as file:
-            with (
+        with (
+            target.open("wb") as file,
+            (
                 zstandard.ZstdCompressor(level=1).stream_writer(file, closefd=False)
                 if header.compressed
                 else nullcontext(file)
-            ) as out:
-                out.write(bytes(head))
-                for records in stream_records(source, layouts_of(header), _CHUNK):
-                    # whole records: a copy of fields would leave what lies between them to chance
-                    whole = records.view(f"V{records.dtype.itemsize}").copy()
-                    out.write(whole[change(whole.view(records.dtype))].tobytes())
+            ) as out,
+        ):
+            out.write(bytes(head))
+            for records in stream_records(source, layouts_of(header), _CHUNK):
+                # whole records: a copy of fields would leave what lies between them to chance
+                whole = records.view(f"V{records.dtype.itemsize}").copy()
+                out.write(whole[change(whole.view(records.dtype))].tobytes())
     except BaseException:
         target.unlink(missing_ok=True)
         raise

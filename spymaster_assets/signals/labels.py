@@ -46,9 +46,7 @@ class Path:
         """Highest high and lowest low of each block of points."""
         return _block_extremes(self.high_e9, self.low_e9, _BLOCK)
 
-    def observed(
-        self, t1_ns: NDArray[np.int64], end_ns: NDArray[np.int64], max_missing_min: int
-    ) -> NDArray[np.bool_]:
+    def observed(self, t1_ns: NDArray[np.int64], end_ns: NDArray[np.int64], max_missing_min: int) -> NDArray[np.bool_]:
         """Whether no more than max_missing_min minutes in a row are without a point, of those from the minute before t1 (n,), whose price
         is the anchor, to end (n,); minutes outside have no say."""
         minutes_ns = self.from_ns // MINUTE_NS * MINUTE_NS

@@ -293,9 +293,7 @@ def test_a_failed_run_is_asked_again_a_few_times_and_not_at_once(
         assert all(r.partition_key != key for r in tick(one, instance)), "used up"
 
 
-def test_runs_that_succeeded_use_up_no_attempts(
-    broken: Settings, instance: dg.DagsterInstance, tmp_path: Path
-) -> None:
+def test_runs_that_succeeded_use_up_no_attempts(broken: Settings, instance: dg.DagsterInstance, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     shutil.copytree(broken.dbn_dir, folder)
     one = replace(broken, dbn_dir=folder, nightly=NightlySettings(max_sessions_per_tick=1, max_attempts=2))

@@ -188,8 +188,8 @@ def test_a_silent_baseline_leaves_no_wall_ratio(silence: tuple[int, int], seen: 
         ((-1, 31), False),
         ((-1000, 30), True),
         ((-1000, 31), False),
-        ((209, 240), True),
-        ((208, 240), False),
+        ((210, 240), True),
+        ((209, 240), False),
     ],
 )
 def test_a_silent_window_is_not_whole_whatever_was_said_before_it(silence: tuple[int, int], whole: bool) -> None:
