@@ -82,7 +82,7 @@ def main() -> None:
     def ours() -> lab.Excursions:
         path_of = lab.Path.of_trades(tape)
         return lab.measure(
-            path_of, t1, level, limit, LABEL.look_forward_s * NS, measured.regular_close_ns, SPY.spy_dollar_e9
+            path_of, t1, level, limit, LABEL.look_forward_s * NS, measured.regular_close_ns, SPY.spy_dollar_e9, 0
         )
 
     found = ours()

@@ -99,7 +99,7 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
             settings.option,
             settings.label,
             contract.sha256,
-            "3",
+            "4",
         ),
         description="One row per touch episode with all features and labels of features.json, with schema version and contract hash "
         "in the file.",
@@ -162,6 +162,7 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
                         plots.png_markdown(plots.label_balance(label_counts(made.frame), settings.simulated))
                     ),
                     "base_rates": dg.MetadataValue.md(base_rate_table(made.metadata["base_rates"])),
+                    "undefined_labels": dg.MetadataValue.json(made.metadata["undefined_labels"]),
                     "null_share": dg.MetadataValue.json(
                         {k: v for k, v in made.metadata["null_share"].items() if v > 0}
                     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from itertools import takewhile
@@ -44,20 +44,27 @@ _MAX_NOTES = 50
 _MAX_RUNTIME_TAG = "dagster/max_runtime"
 """Seconds after which Dagster's run monitoring ends a run."""
 _NOT_OVER, _NOT_COVERED, _DUE = "not over yet", "its files do not cover regular hours", "its run is due"
+_MISSING = "is missing"
 _GONE, _CHANGED = (
     "made from files that are gone",
     "made from other files than are there, which do not cover regular hours",
 )
-_GRAPH = frozenset((*SESSION_ASSETS, *MODEL_ASSETS, REPORT_ASSET))
+_MADE_BY: Mapping[str, tuple[str, ...]] = {
+    DATA_JOB: SESSION_ASSETS,
+    MODEL_JOB: MODEL_ASSETS,
+    REPORT_JOB: (REPORT_ASSET,),
+}
+_GRAPH = frozenset(asset for assets in _MADE_BY.values() for asset in assets)
 
 
 @dataclass(frozen=True)
 class Request:
-    """One run to ask for: a job, a partition and the fingerprint of what the run would be made from."""
+    """One run to ask for: a job, a partition and the fingerprint of what the run would be made from; faults: by asset, why it is due."""
 
     job: str
     partition: str
     inputs: str
+    faults: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @property
     def name(self) -> str:
@@ -133,19 +140,19 @@ def due_requests(
 
     def request_of(job: str, asof: str, keys: Iterable[str], assets: Iterable[str] = ()) -> Request:
         parts = [made.sha256(a, k) for k in keys for a in ("signals", "sequence_dataset")]
-        return Request(job, asof, fingerprint(parts, [made.sha256(a, asof) for a in assets]))
+        inputs = fingerprint(parts, [made.sha256(a, asof) for a in assets])
+        return Request(job, asof, inputs, made.faults(_MADE_BY[job], asof))
 
     for asof in scheduled_asof(settings, now):
         at, rolling = index[asof], settings.split.window == "rolling"
         needed = sessions[max(0, at - settings.split.history_sessions) if rolling else 0 : at]
         due = request_of(MODEL_JOB, asof, needed)
-        stale = any(made.outdated(a, asof) for a in MODEL_ASSETS)
-        if not stale or (waiting.keys().isdisjoint(needed) and turn_of(due).gave_up):
+        if not due.faults or (waiting.keys().isdisjoint(needed) and turn_of(due).gave_up):
             test = sessions[at : at + settings.split.retrain_every_sessions]
             complete = len(test) == settings.split.retrain_every_sessions and made.has(MODEL_ASSETS, asof)
-            if not complete or not made.outdated(REPORT_ASSET, asof):
-                continue
             due, needed = request_of(REPORT_JOB, asof, test, MODEL_ASSETS), needed + test
+            if not complete or not due.faults:
+                continue
         blocked = {k: waiting[k] for k in needed if k in waiting}
         if not blocked:
             if turn_of(due).number:
@@ -180,12 +187,13 @@ def _due_data(
             continue
         files = inputs_of(key)
         inputs = inputs_fingerprint(files)
-        if made.from_files(key, inputs) and not any(made.outdated(a, key) for a in SESSION_ASSETS):
+        faults = made.faults(SESSION_ASSETS, key, inputs)
+        if not faults:
             continue
         growing = any(0 <= now_ns - f.mtime_ns < nightly.settle_min * MINUTE_NS for f in files)
         warmup = [made.sha256("ohlcv_bars", k) for k in warmup_sessions(settings, key)]
         why = f"a file may still be growing, it was written less than {nightly.settle_min} min ago" if growing else ""
-        yield key, Request(DATA_JOB, key, fingerprint(inputs, warmup)), why
+        yield key, Request(DATA_JOB, key, fingerprint(inputs, warmup), faults), why
 
 
 class _Made:
@@ -208,13 +216,23 @@ class _Made:
 
     def from_files(self, key: str, inputs: str) -> bool:
         """True when every artifact that is made from files saw these."""
-        seen = [self._load(a, key) for a in FILE_ASSETS]
-        return all(a is not None and a.metadata.get(SEEN_INPUTS) == inputs for a in seen)
+        return not any(self._fault(a, key, inputs) for a in FILE_ASSETS)
 
-    def outdated(self, asset: str, key: str) -> bool:
-        """True when the artifact is missing, or an artifact that it was made from has been made anew with another content."""
+    def faults(self, assets: Iterable[str], key: str, inputs: str | None = None) -> dict[str, str]:
+        """Why each of the artifacts is due, those that are not left out: it is missing, or what it was made from is another by now."""
+        return {a: fault for a in assets if (fault := self._fault(a, key, inputs) or self._outdated(a, key))}
+
+    def _fault(self, asset: str, key: str, inputs: str | None) -> str:
         artifact = self._load(asset, key)
-        return artifact is None or any(self.sha256(*of) != sha256 for of, sha256 in _upstream(artifact))
+        if artifact is None:
+            return _MISSING
+        other = inputs is not None and asset in FILE_ASSETS and artifact.metadata.get(SEEN_INPUTS) != inputs
+        return "saw other files" if other else ""
+
+    def _outdated(self, asset: str, key: str) -> str:
+        artifact = self._load(asset, key)
+        changed = [of for of, sha256 in _upstream(artifact) if self.sha256(*of) != sha256] if artifact else []
+        return f"was made from another {changed[0][0]} [{changed[0][1]}]" if changed else ""
 
 
 def _upstream(artifact: Artifact) -> Iterator[tuple[tuple[str, str], str]]:
@@ -299,23 +317,55 @@ def nightly_sensor(
 
 
 def _turn(instance: dg.DagsterInstance, request: Request, now: datetime, settings: NightlySettings) -> Turn:
-    """Whether a run may be asked for now: no run of the partition is under way, none on the same input ended just now, and not all
-    attempts since the last that succeeded are used up. The instance's runs tell, so a new daemon goes on where the last one stopped.
+    """Whether a run may be asked for now: no run of the partition is under way, none on the same input ended just now, the last did not
+    leave due what it made, and not all attempts since the last that succeeded are used up. The instance's runs tell, so a new daemon goes
+    on where the last one stopped.
     """
-    records = instance.get_run_records(dg.RunsFilter(tags={_REQUEST_TAG: request.name}))
+    records = instance.get_run_records(dg.RunsFilter(tags={_REQUEST_TAG: request.name}))  # newest first
     latest = now - timedelta(minutes=settings.max_run_min)
     for record in records:
         if not record.dagster_run.is_finished and not _lost(record, latest):
-            return Turn(why=f"run {record.dagster_run.run_id[:8]} of {_minute(record.create_timestamp)} is under way")
-    same = [r for r in records if r.dagster_run.tags.get(_INPUTS_TAG) == request.inputs]
-    failed = list(takewhile(lambda r: r.dagster_run.status is not dg.DagsterRunStatus.SUCCESS, same))  # newest first
+            return Turn(why=f"run {_id(record)} of {_minute(record.create_timestamp)} is under way")
+
+    def on_same(record: dg.RunRecord) -> bool:
+        return record.dagster_run.tags.get(_INPUTS_TAG) == request.inputs
+
+    same = [r for r in records if on_same(r)]
+    ended = max((r.end_time or 0.0 for r in same), default=0.0)
+    just_ended = 0 <= now.timestamp() - ended < settings.retry_min * 60
+    in_vain = list(takewhile(lambda r: on_same(r) and _succeeded(r), records))
+    if in_vain and (len(in_vain) >= settings.max_attempts or not _touched_since(instance, in_vain[0], request)):
+        faults = ", ".join(f"{asset} {why}" for asset, why in request.faults.items())
+        # the tick may have read artifacts before a run that is over by now had made them
+        return Turn(gave_up=not just_ended, why=f"made by run {_id(in_vain[0])}, yet still due: {faults}")
+    failed = list(takewhile(lambda r: not _succeeded(r), same))
     if len(failed) >= settings.max_attempts:
         return Turn(gave_up=True, why=f"given up after {len(failed)} failed runs on the same input")
-    ended = max((r.end_time or 0.0 for r in same), default=0.0)
-    if 0 <= now.timestamp() - ended < settings.retry_min * 60:
+    if just_ended:
         again = datetime.fromtimestamp(ended, UTC) + timedelta(minutes=settings.retry_min)
         return Turn(why=f"its last run has just ended, the next is asked for at {_minute(again)}")
     return Turn(number=len(records) + 1)  # a key that an earlier run has would be skipped without a word
+
+
+def _touched_since(instance: dg.DagsterInstance, done: dg.RunRecord, request: Request) -> bool:
+    """True when something else made due what a run had made: another run has made one of its artifacts, or one that it made is gone."""
+    for asset in _MADE_BY[request.job]:
+        made = dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[request.partition])
+        for newest in instance.fetch_materializations(made, limit=1).records:
+            if newest.run_id == done.dagster_run.run_id:
+                if request.faults.get(asset) == _MISSING:
+                    return True
+            elif newest.timestamp > (done.end_time or 0.0):
+                return True
+    return False
+
+
+def _succeeded(record: dg.RunRecord) -> bool:
+    return record.dagster_run.status is dg.DagsterRunStatus.SUCCESS
+
+
+def _id(record: dg.RunRecord) -> str:
+    return record.dagster_run.run_id[:8]
 
 
 def _lost(record: dg.RunRecord, latest: datetime) -> bool:

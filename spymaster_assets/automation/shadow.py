@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,14 +14,16 @@ from pathlib import Path
 
 import dagster as dg
 
+from spymaster_assets.errors import ArtifactError
 from spymaster_assets.market.calendar import Session
 from spymaster_assets.market.files import FileEntry, scan_folder
+from spymaster_assets.proof.cutting import writing
 from spymaster_assets.settings import NS, Settings
 from spymaster_assets.store import MANIFEST, Artifact, ArtifactStore, dump_json, write_atomic
 
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-
-
+_DISK_FAULT = re.compile(r"ArtifactError: cannot publish|MarketDataError: cannot be read: ")
+"""What an asset says when a disk and not its input is at fault."""
 REACH_NS = 10 * 86_400 * NS
 """How far before a session files are taken along: earlier sessions name the front month."""
 
@@ -33,22 +36,39 @@ def files_near(settings: Settings, session: Session, until_ns: int | None = None
 
 @contextmanager
 def shadow_of(settings: Settings) -> Iterator[Settings]:
-    """Settings whose store and DBN folder are empty and vanish at the end."""
-    with tempfile.TemporaryDirectory(prefix="spymaster-shadow-") as name:
-        root = Path(name)
-        (root / "dbn").mkdir()
-        yield replace(settings, root=root, dbn_dir=root / "dbn")
+    """Settings whose store and DBN folder are empty and vanish at the end, whatever comes.
+
+    Raises ArtifactError when the disk does not take what is put there, or does not let go of it.
+    """
+    with writing(Path(tempfile.gettempdir())):
+        root = Path(tempfile.mkdtemp(prefix="spymaster-shadow-"))
+        try:
+            (root / "dbn").mkdir()
+            yield replace(settings, root=root, dbn_dir=root / "dbn")
+        finally:
+            _remove(root)
+
+
+def _remove(root: Path) -> None:
+    for _ in range(2):  # an entry that the disk kept once
+        shutil.rmtree(root, ignore_errors=True)
+    if os.path.lexists(root):
+        raise ArtifactError("a replay's folder cannot be removed", where=str(root), remedy="delete it")
 
 
 def lend(store: ArtifactStore, root: Path, asset: str, keys: Sequence[str]) -> None:
-    """Put stored artifacts into another store; raise MissingInputError that names what is missing."""
+    """Put stored artifacts into another store; raise MissingInputError that names what is missing, ArtifactError when the disk fails."""
     for artifact in store.require(asset, keys):
         home = root / asset / artifact.key
-        home.mkdir(parents=True)
-        try:
-            _lend(artifact, home)
-        except (OSError, shutil.Error):  # the version was swept after the handle was taken
-            _lend(store.load(asset, artifact.key), home)
+        with writing(home):
+            home.mkdir(parents=True)
+            try:
+                _lend(artifact, home)
+            except OSError:
+                newer = store.load(asset, artifact.key)
+                if newer.folder == artifact.folder:
+                    raise
+                _lend(newer, home)  # the version was swept after the handle was taken
 
 
 def _lend(artifact: Artifact, home: Path) -> None:
@@ -56,7 +76,7 @@ def _lend(artifact: Artifact, home: Path) -> None:
     target = home / artifact.folder.name
     try:
         shutil.copytree(artifact.folder, target, copy_function=_link)
-    except (OSError, shutil.Error):
+    except OSError:
         shutil.rmtree(target, ignore_errors=True)
         raise
     names = ("asset", "key", "sha256", "files", "inputs", "metadata", "provenance")
@@ -83,7 +103,7 @@ class RebuildFailed(dg.Failure):
 def rebuild(settings: Settings, assets: Sequence[str], key: str) -> None:
     """Make assets of one partition through the graph, without their checks and without experiment tracking.
 
-    Raises RebuildFailed with the assets' own words.
+    Raises RebuildFailed with the assets' own words, ArtifactError when it was the disk that failed: that says nothing about an asset.
     """
     from spymaster_assets.definitions import build_definitions
 
@@ -94,9 +114,16 @@ def rebuild(settings: Settings, assets: Sequence[str], key: str) -> None:
             instance=instance, partition_key=key, run_config=_QUIET, raise_on_error=False
         )
     if not result.success:
-        failed = [e for e in result.all_events if e.is_step_failure]
+        failed = [e.step_failure_data for e in result.all_events if e.is_step_failure]
+        words = [str(f.user_failure_data or f.error) for f in failed]
+        if refused := next(filter(_DISK_FAULT.search, words), None):
+            raise ArtifactError(
+                f"a replay could not be made: {refused}",
+                where=str(settings.root),
+                remedy="free disk space or set TMPDIR to a folder that has it, then replay again",
+            )
         raise RebuildFailed(
-            {str(e.step_key): str(e.step_failure_data.user_failure_data or e.step_failure_data.error) for e in failed}
+            dict(zip((str(e.step_key) for e in result.all_events if e.is_step_failure), words, strict=True))
         )
 
 

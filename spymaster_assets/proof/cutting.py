@@ -6,8 +6,8 @@ import gzip
 import os
 import struct
 import zlib
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -17,6 +17,7 @@ import polars as pl
 import zstandard
 from numpy.typing import NDArray
 
+from spymaster_assets.errors import ArtifactError, MarketDataError, refusing
 from spymaster_assets.market.dbn import (
     BAR_SECONDS,
     LAYOUTS,
@@ -57,6 +58,11 @@ _BLOCK_SHARE, _BLOCK_FACTOR, _FACTOR = 0.02, 3_000, 3
 """Sizes grow by the factor, a few of them so much that totals and ranks hang on them alone."""
 _ANY_SIDE = np.array([b"A", b"B", b"N"])
 _PAST_SIZES = 2
+_SILENT_NS = 10 * MINUTE_NS
+"""How long the book of another past says nothing before it ends."""
+_WHOLE_BOOKS = frozenset({"mbp-10", "mbp-1"})
+"""Schemas of which a record may be missing: of single orders a cancel would have nothing to cancel."""
+_REMEDY = "mend its permissions or disk, or download it again"
 _CHUNK = 1 << 16
 """Records held at a time: 24 MB of mbp-10."""
 Change = Callable[[NDArray[np.void]], NDArray[np.bool_]]
@@ -76,39 +82,44 @@ def write_future(
     Known before at_ns are records received before it and bars that had ended by then. 'late' moves the event time of every second later
     record before at_ns and alters it; bars have no receive time and stay. With until_ns nothing from then on is touched; records outside
     within_ns are left out. Files that end before are linked, files that begin after are left out when cutting. A file is never held
-    whole. Raises MarketDataError on damage.
+    whole. Raises MarketDataError when a file is damaged or cannot be read, ArtifactError when the disk does not take its copy.
     """
     for entry in entries:
-        path, schema = _place(entry, target), entry.header.schema
+        schema = entry.header.schema
         before = entry.header.end_ns is not None and entry.header.end_ns <= at_ns
-        if (
-            before
-            or (until_ns is not None and entry.header.start_ns >= until_ns)
-            or (schema in BAR_SECONDS and future in NEVER_OF_BARS)
-        ):
-            os.symlink(entry.path, path)
-        elif future != "cut" or entry.header.start_ns < at_ns:
-            rng = np.random.default_rng([at_ns // NS, zlib.crc32(entry.name.encode())])
-            change = partial(_changed, schema, at_ns, future, until_ns, within_ns, rng)
-            _rewrite(entry.path, path, change, at_ns if future == "cut" else None)
+        with writing(target):
+            path = _place(entry, target)
+            if (
+                before
+                or (until_ns is not None and entry.header.start_ns >= until_ns)
+                or (schema in BAR_SECONDS and future in NEVER_OF_BARS)
+            ):
+                os.symlink(entry.path, path)
+            elif future != "cut" or entry.header.start_ns < at_ns:
+                rng = np.random.default_rng([at_ns // NS, zlib.crc32(entry.name.encode())])
+                change = partial(_changed, schema, at_ns, future, until_ns, within_ns, rng)
+                _rewrite(entry.path, path, change, at_ns if future == "cut" else None)
 
 
 def write_past(entries: Sequence[FileEntry], target: Path, before_ns: int) -> None:
     """Write each file as if all before before_ns had been otherwise: prices moved up in even minutes and down in odd ones, sizes
-    and quantities doubled; no record is dropped, so that coverage is the same. Raises MarketDataError on damage."""
+    and quantities doubled, and a book that says nothing in the ten minutes before; no record of another feed is dropped, so that its
+    coverage is the same. Raises like `write_future`."""
     for entry in entries:
-        path = _place(entry, target)
-        if entry.header.start_ns >= before_ns:
-            os.symlink(entry.path, path)
-        else:
-            _rewrite(entry.path, path, partial(_with_another_past, entry.header.schema, before_ns))
+        with writing(target):
+            path = _place(entry, target)
+            if entry.header.start_ns >= before_ns:
+                os.symlink(entry.path, path)
+            else:
+                _rewrite(entry.path, path, partial(_with_another_past, entry.header.schema, before_ns))
 
 
 def write_flat_future(paths: Sequence[Path], folder: Path, target: Path, at_ns: int, future: Future) -> None:
     """The same of flat files of option trades below `folder`: cut, with half of the rows missing, or with other prices and sizes."""
     for path in paths:
-        # every cell stays text, or a price would be written with other digits
-        frame = pl.read_csv(path, infer_schema=False)
+        with refusing(MarketDataError, "cannot be read", where=str(path), expected="a flat file", remedy=_REMEDY):
+            # every cell stays text, or a price would be written with other digits
+            frame = pl.read_csv(path, infer_schema=False)
         after = pl.col("sip_timestamp").cast(pl.Int64) >= at_ns
         if future == "cut":
             frame = frame.filter(~after)
@@ -124,9 +135,24 @@ def write_flat_future(paths: Sequence[Path], folder: Path, target: Path, at_ns: 
                 size=pl.when(after).then(size).otherwise("size"), price=pl.when(after).then(price).otherwise("price")
             )
         text = frame.write_csv().encode()
-        write_atomic(
-            target / path.relative_to(folder), gzip.compress(text, mtime=0) if path.name.endswith(".gz") else text
-        )
+        with writing(target):
+            write_atomic(
+                target / path.relative_to(folder), gzip.compress(text, mtime=0) if path.name.endswith(".gz") else text
+            )
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Turn what a disk raises while a replay writes below `target` into one ArtifactError."""
+    try:
+        yield
+    except OSError as error:
+        raise ArtifactError(
+            f"cannot write what a replay needs: {error.strerror or error}",
+            where=str(error.filename or target),
+            expected="room for a copy of the session's files and artifacts",
+            remedy="free disk space or set TMPDIR to a folder that has it; stored artifacts are untouched",
+        ) from error
 
 
 def _place(entry: FileEntry, target: Path) -> Path:
@@ -141,21 +167,36 @@ def _place(entry: FileEntry, target: Path) -> Path:
 def _rewrite(source: Path, target: Path, change: Change, end_ns: int | None = None) -> None:
     """Copy a file chunk by chunk through `change`; end_ns replaces the end that its header states."""
     header = read_header(source)
-    with source.open("rb") as raw, target.open("wb") as file:
-        reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) if header.compressed else raw
-        head = bytearray(reader.read(header.data_offset))
-        if end_ns is not None:
-            struct.pack_into("<Q", head, _END_OFFSET, end_ns)
+    head = _head(source, header)
+    if end_ns is not None:
+        struct.pack_into("<Q", head, _END_OFFSET, end_ns)
+    try:
         with (
-            zstandard.ZstdCompressor(level=1).stream_writer(file, closefd=False)
-            if header.compressed
-            else nullcontext(file)
-        ) as out:
+            target.open("wb") as file,
+            (
+                zstandard.ZstdCompressor(level=1).stream_writer(file, closefd=False)
+                if header.compressed
+                else nullcontext(file)
+            ) as out,
+        ):
             out.write(bytes(head))
             for records in stream_records(source, layouts_of(header), _CHUNK):
                 # whole records: a copy of fields would leave what lies between them to chance
                 whole = records.view(f"V{records.dtype.itemsize}").copy()
                 out.write(whole[change(whole.view(records.dtype))].tobytes())
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+
+
+def _head(source: Path, header: DbnHeader) -> bytearray:
+    """Decompressed bytes of a file's header."""
+    with (
+        refusing(MarketDataError, "cannot be read", where=str(source), expected="a whole DBN file", remedy=_REMEDY),
+        source.open("rb") as raw,
+    ):
+        reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) if header.compressed else raw
+        return bytearray(reader.read(header.data_offset))
 
 
 def _changed(
@@ -203,7 +244,7 @@ def _with_another_past(schema: str, before_ns: int, records: NDArray[np.void]) -
     shift_e9 = (1 - 2 * (known // MINUTE_NS % 2)) * PAST_SHIFT_E9
     _reprice(records, where, lambda prices: prices + shift_e9[where])
     _resize(records, where, np.full(len(records), _PAST_SIZES), 0)
-    return np.ones(len(records), bool)
+    return ~where | (known < before_ns - _SILENT_NS) | (schema not in _WHOLE_BOOKS)
 
 
 def layouts_of(header: DbnHeader) -> dict[str, tuple[np.dtype, int]]:

@@ -83,8 +83,8 @@ def barrier_features(
       approach, as far as seen, over the size per tick of that side in [start - baseline_s, start);
     * sizes are divided by what the instrument's unit is of an ES contract, so that one set of thresholds serves SPY shares and MES too;
     * a snapshot whose defending side is empty is not usable, and a touch without a pair of usable ones has no values;
-    * more than max_gap_s without a snapshot that reach into a window are a hole: what was added and lost in it is not known. So long a
-      silence within the baseline leaves no wall_ratio.
+    * more than max_gap_s without a snapshot within a window are a hole: what was added and lost in it is not known. So long a silence
+      within the baseline leaves no wall_ratio. A silence that began before either counts from where it begins.
     """
     s = settings or BarrierSettings()
     sign = np.ascontiguousarray(direction_sign, np.int64)
@@ -137,7 +137,7 @@ def barrier_features(
         snapshot_count=snapshots,
         pair_count=pairs,
         baseline_count=baseline_count,
-        complete=(stop_ns == full_ns) & coverage.unbroken(start_ns, last_ns),
+        complete=(stop_ns == full_ns) & coverage.heard(start_ns, last_ns),
     )
 
 

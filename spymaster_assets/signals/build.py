@@ -79,7 +79,8 @@ def build_signals(
 ) -> SignalSet:
     """Signals of a session from its levels and, where the feed exists, its trades (None: bars only), order book and options.
 
-    Reads nothing after observed_until_ns; a label whose window ends later, or after the regular close, is undefined.
+    Reads nothing after observed_until_ns; a label whose window ends later or after the regular close, or has a gap, is undefined. Why
+    labels are undefined is counted in the metadata.
     """
     context = levels.context
     touches = tch.find_touches(levels.table, context, instrument, signal).filter(
@@ -161,7 +162,9 @@ def build_signals(
     forward_ns = label.look_forward_s * NS
     limits_e9 = lab.to_e9(limits, dollar)
     measured = {
-        delay: lab.measure(path, t0 + seconds * NS, level_e9, limits_e9, forward_ns, defined_until_ns, dollar)
+        delay: lab.measure(
+            path, t0 + seconds * NS, level_e9, limits_e9, forward_ns, defined_until_ns, dollar, label.max_missing_min
+        )
         for delay, seconds in DELAYS_S.items()
     }
     for delay, excursions in measured.items():
@@ -195,6 +198,7 @@ def build_signals(
         "simulated": simulated,
         "rows": frame.height,
         "base_rates": rates,
+        "undefined_labels": {delay: excursions.undefined() for delay, excursions in measured.items()},
         "feeds": sorted(name for name, there in feeds.items() if there),
         "rolls": [r.to_json() for r in levels.rolls],
         "null_share": {

@@ -1,7 +1,7 @@
 """Outcome labels: what price does in the look-forward after confirmation, measured from the level.
 
 From trades where there are trades, from one-minute bars otherwise. A window that is not wholly inside regular hours and
-observed input stays undefined.
+observed input, or that a gap of the tape reaches into, stays undefined.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ from numpy.typing import NDArray
 
 from spymaster_assets.market.tape import SessionTape
 from spymaster_assets.settings import DELAYS_S, MINUTE_NS, NS, REACH_HORIZONS_S, LabelSettings
+from spymaster_assets.signals.coverage import Coverage
 
 OUTCOMES = ("CHOP", "BREAK", "BOUNCE", "UNDEFINED")
+UNDEFINED_WHY = ("after the end of regular hours or input", "missing minutes", "no price", "no threshold")
+"""Why a window is incomplete, the first that holds; codes from 1 in `Excursions.why`."""
 _BLOCK = 128
 
 
@@ -43,6 +46,15 @@ class Path:
         """Highest high and lowest low of each block of points."""
         return _block_extremes(self.high_e9, self.low_e9, _BLOCK)
 
+    def observed(self, t1_ns: NDArray[np.int64], end_ns: NDArray[np.int64], max_missing_min: int) -> NDArray[np.bool_]:
+        """Whether no more than max_missing_min minutes in a row are without a point, of those from the minute before t1 (n,), whose price
+        is the anchor, to end (n,); minutes outside have no say."""
+        minutes_ns = self.from_ns // MINUTE_NS * MINUTE_NS
+        spoken = minutes_ns[np.flatnonzero(np.diff(minutes_ns, prepend=-1))]
+        # as if the minute before the first had a point: n missing ones lie between two that are n + 1 apart
+        before_ns = (t1_ns - 1) // MINUTE_NS * MINUTE_NS - MINUTE_NS
+        return Coverage.of(spoken, (max_missing_min + 1) * MINUTE_NS).heard(before_ns, end_ns)
+
     @classmethod
     def of_trades(cls, tape: SessionTape) -> Path:
         """Path of trade prints."""
@@ -58,16 +70,27 @@ class Path:
 
 @dataclass(frozen=True)
 class Excursions:
-    """Raw result a delay, arrays (n,): complete, anchor and last price (SPY dollars, NaN where unknown), farthest moves beyond the
-    level up and down (SPY dollars), seconds from t1 to the crossings of threshold 1 and 2 up and down (NaN if never)."""
+    """Raw result a delay, arrays (n,): why a window is incomplete (0 where it is complete, else from 1 into UNDEFINED_WHY), anchor and
+    last price (SPY dollars, NaN where unknown), farthest moves beyond the level up and down (SPY dollars), seconds from t1 to the
+    crossings of threshold 1 and 2 up and down (NaN if never)."""
 
-    complete: NDArray[np.bool_]
+    why: NDArray[np.int8]
     anchor: NDArray[np.float64]
     last: NDArray[np.float64]
     up: NDArray[np.float64]
     down: NDArray[np.float64]
     crossed_up: NDArray[np.float64]
     crossed_down: NDArray[np.float64]
+
+    @property
+    def complete(self) -> NDArray[np.bool_]:
+        """Which windows are complete."""
+        return self.why == 0
+
+    def undefined(self) -> dict[str, int]:
+        """How many windows are incomplete, by the reasons that occur."""
+        counts = np.bincount(self.why, minlength=len(UNDEFINED_WHY) + 1)[1:]
+        return {reason: int(n) for reason, n in zip(UNDEFINED_WHY, counts, strict=True) if n}
 
 
 def measure(
@@ -78,12 +101,14 @@ def measure(
     look_forward_ns: int,
     defined_until_ns: int,
     spy_dollar_e9: int,
+    max_missing_min: int,
 ) -> Excursions:
     """Excursions from `level_e9` in (t1, t1 + look_forward]; thresholds_e9 is (n, 2), a negative one is undefined.
 
     The anchor is the last price known at t1 (a trade, or the close of a bar that has ended) and counts as the path's first
     point, so that a level already left behind is crossed at 0 s. A bar's crossing is dated to its close.
-    A window that ends after defined_until_ns, holds no point or has no threshold is incomplete.
+    A window is incomplete that ends after defined_until_ns, that more than max_missing_min minutes in a row without a point reach into
+    (`Path.observed`), or that has no point or no threshold.
     """
     end_ns = t1_ns + look_forward_ns
     first = np.searchsorted(path.from_ns, t1_ns, side="right" if path.source == "trades" else "left")
@@ -92,7 +117,14 @@ def measure(
     has_anchor = anchor_at >= 0
     closes = path.close_e9 if len(path.close_e9) else np.zeros(1, np.int64)
     anchor = closes[np.maximum(anchor_at, 0)]
-    complete = (end_ns <= defined_until_ns) & (last > first) & has_anchor & (thresholds_e9 >= 0).all(axis=1)
+    faults = [
+        end_ns > defined_until_ns,
+        ~path.observed(t1_ns, end_ns, max_missing_min),
+        (last <= first) | ~has_anchor,
+        (thresholds_e9 < 0).any(axis=1),
+    ]
+    why = np.select(faults, range(1, len(faults) + 1), 0).astype(np.int8)
+    complete = why == 0
     block_high, block_low = path.block_extremes
     high, low, crossed_up, crossed_down = _scan(
         path.high_e9, path.low_e9, path.time_ns, block_high, block_low, _BLOCK,
@@ -102,7 +134,7 @@ def measure(
     final = closes[np.maximum(last - 1, 0)]
     nan = np.nan
     return Excursions(
-        complete,
+        why,
         np.where(has_anchor & (t1_ns <= defined_until_ns), anchor / dollar, nan),
         np.where(complete, final / dollar, nan),
         np.where(complete, np.maximum(high - level_e9, 0) / dollar, nan),
@@ -283,7 +315,9 @@ def base_rates(
                 e = measured[name]
             else:
                 limits = to_e9(thresholds_usd(settings, spread, mode), spy_dollar_e9)
-                e = measure(path, t1, level, limits, forward_ns, defined_until_ns, spy_dollar_e9)
+                e = measure(
+                    path, t1, level, limits, forward_ns, defined_until_ns, spy_dollar_e9, settings.max_missing_min
+                )
             reached = np.isfinite(e.crossed_up) | np.isfinite(e.crossed_down)
             rates[name] = {
                 "n": int(e.complete.sum()),

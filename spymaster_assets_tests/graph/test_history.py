@@ -50,7 +50,7 @@ def test_no_feature_needs_more_than_it_declares(found: pl.DataFrame) -> None:
     # rare chains of events, and what a market of this size does not show; all others are found to the letter
     rare = {"approach_bars", "attempt_index", "attempt_cluster_id", "prior_touches"}
     rare |= {c.name for c in CONTRACT.columns if c.name.endswith("_trend")}
-    unseen = {"previous_spot", "direction", "direction_sign", "wall_ratio_nonzero", "gamma_bucket", "wall_confluence"}
+    unseen = {"previous_spot", "direction", "direction_sign", "gamma_bucket", "wall_confluence"}
     unseen |= {"open_interest_gamma", "already_resolved_2min", "fuel_effect"}
     other = table.filter(pl.col("verdict") != HOLDS, ~pl.col("feature").is_in([*rare, *unseen]))
     assert other.select("feature", "declared", "found", "verdict").rows() == []

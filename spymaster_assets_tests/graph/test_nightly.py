@@ -293,10 +293,15 @@ def test_a_failed_run_is_asked_again_a_few_times_and_not_at_once(
         assert all(r.partition_key != key for r in tick(one, instance)), "used up"
 
 
-def test_runs_that_succeeded_use_up_no_attempts(broken: Settings, instance: dg.DagsterInstance) -> None:
-    one = replace(broken, nightly=NightlySettings(max_sessions_per_tick=1, max_attempts=2))
+def test_runs_that_succeeded_use_up_no_attempts(broken: Settings, instance: dg.DagsterInstance, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    shutil.copytree(broken.dbn_dir, folder)
+    one = replace(broken, dbn_dir=folder, nightly=NightlySettings(max_sessions_per_tick=1, max_attempts=2))
     key, keys = all_sessions(one)[0], set()
-    for end in ("failed", "success", "failed", "success", "success", "success", "canceled", "failed"):
+    path = next(folder.glob(f"spy-{key.replace('-', '')}.trades*"))
+    first_ns = path.stat().st_mtime_ns
+    ends = ("failed", "success", "other", "failed", "success", "other", "canceled", "failed")
+    for end in ends:
         (request,) = tick(one, instance)
         assert request.partition_key == key, end
         keys.add(request.run_key)
@@ -305,10 +310,92 @@ def test_runs_that_succeeded_use_up_no_attempts(broken: Settings, instance: dg.D
             instance.report_run_failed(run)
         elif end == "canceled":
             instance.report_run_canceled(run)
-        else:
-            instance.report_dagster_event(dg.DagsterEvent("PIPELINE_SUCCESS", run.job_name), run.run_id)
-    assert len(keys) == 8  # Dagster skips a key that it has seen
+        else:  # the file is another, and then as it was
+            succeed(instance, run)
+            os.utime(path, ns=(first_ns, first_ns + (1 if end == "success" else 0)))
+    assert len(keys) == len(ends)  # Dagster skips a key that it has seen
     assert tick(one, instance)[0].partition_key != key
+
+
+def succeed(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
+    instance.report_dagster_event(dg.DagsterEvent("PIPELINE_SUCCESS", run.job_name), run.run_id)
+
+
+def test_a_run_that_leaves_its_work_due_is_not_asked_for_again(
+    broken: Settings, instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    folder = tmp_path / "in"
+    shutil.copytree(broken.dbn_dir, folder)
+    settings = replace(broken, dbn_dir=folder, nightly=NightlySettings(max_sessions_per_tick=1))
+    keys, fold = all_sessions(settings), scheduled_asof(settings)[0]
+    key = keys[0]
+    pretend(settings, SESSION_ASSETS, keys)
+    store = ArtifactStore(settings.root)
+    store.publish("book_snapshots", key, {"x.json": b"{}"}, metadata={SEEN_INPUTS: "other files"})
+    store.publish("signals", key, {"x.json": b"{}"}, inputs={"levels": "0" * 64}, metadata={})
+    (request,) = tick(settings, instance)
+    assert (request.job_name, request.partition_key) == (DATA_JOB, key)
+    run = started(settings, instance, request)
+    succeed(instance, run)
+    left = f"{DATA_JOB}:{key}: made by run {run.run_id[:8]}, yet still due: "
+    left += f"book_snapshots saw other files, signals was made from another levels [{key}]"
+    soon = tick(settings, instance, datetime.now(UTC) + timedelta(minutes=1))
+    assert fold not in [r.partition_key for r in soon]  # what this tick read may be older than what the run made
+    # like a session that was given up it stands, and its models are made; each of their runs leaves them due
+    for asof in scheduled_asof(settings):
+        (model,) = tick(settings, instance)
+        assert (model.job_name, model.partition_key) == (MODEL_JOB, asof)
+        succeed(instance, started(settings, instance, model))
+    for hours in (1, 24, 1000):
+        said = evaluated(settings, instance, datetime.now(UTC) + timedelta(hours=hours))
+        assert not said.run_requests
+        assert left in (said.skip_message or "")
+        assert f"{MODEL_JOB}:{fold}: made by run " in (said.skip_message or "")
+        assert f"yet still due: {MODEL_ASSETS[0]} is missing" in (said.skip_message or "")
+    path = next(folder.glob(f"spy-{key.replace('-', '')}.mbp-10*"))
+    os.utime(path, ns=(path.stat().st_mtime_ns, path.stat().st_mtime_ns + 1))
+    (again,) = tick(settings, instance)
+    assert again.partition_key == key
+    assert again.tags["spymaster/inputs"] != request.tags["spymaster/inputs"]
+
+
+def test_what_is_lost_or_made_by_hand_after_a_run_is_asked_for_again(
+    demo: Demo, tmp_path: Path, instance: dg.DagsterInstance
+) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(demo.root, root)
+    twice = NightlySettings(max_sessions_per_tick=1, max_attempts=2)
+    settings = replace(demo.settings, root=root, dbn_dir=root / "dbn", nightly=twice)
+    key, store = all_sessions(settings)[3], ArtifactStore(root)
+
+    def asked() -> dg.RunRequest | None:
+        found = tick(settings, instance)
+        return found[0] if found and found[0].job_name == DATA_JOB else None
+
+    def run(request: dg.RunRequest | None) -> None:
+        assert request is not None
+        job = build_definitions(settings).resolve_job_def(DATA_JOB)
+        assert job.execute_in_process(
+            instance=instance, partition_key=request.partition_key, tags=request.tags, run_config=_QUIET
+        ).success
+
+    shutil.rmtree(root / "signals" / key)
+    run(asked())
+    assert asked() is None
+    registered = store.load("market_files", key)
+    files = {name: registered.read(name) for name in registered.files}
+    store.publish("market_files", key, files, inputs=registered.inputs, metadata={SEEN_INPUTS: "as a fault leaves it"})
+    assert asked() is None
+    said = evaluated(settings, instance).skip_message or ""
+    assert f"{DATA_JOB}:{key}: made by run " in said
+    assert "yet still due: market_files saw other files" in said
+    instance.report_runless_asset_event(dg.AssetMaterialization("levels", partition=key))  # by hand
+    run(asked())
+    assert asked() is None
+    # lost again: the second run in a row on the same input was the last
+    shutil.rmtree(root / "signals" / key)
+    assert asked() is None
+    assert "yet still due: signals is missing" in (evaluated(settings, instance).skip_message or "")
 
 
 def test_new_input_of_a_session_that_was_given_up_is_tried_again(

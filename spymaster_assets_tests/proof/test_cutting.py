@@ -21,7 +21,15 @@ from spymaster_assets.market.dbn import (
 from spymaster_assets.market.files import scan_folder
 from spymaster_assets.market.options import STATISTICS_DTYPES
 from spymaster_assets.proof import cutting
-from spymaster_assets.proof.cutting import FUTURES, NEVER_OF_BARS, Future, layouts_of, write_flat_future, write_future
+from spymaster_assets.proof.cutting import (
+    FUTURES,
+    NEVER_OF_BARS,
+    Future,
+    layouts_of,
+    write_flat_future,
+    write_future,
+    write_past,
+)
 from spymaster_assets.proof.detect import FUTURES as DETECTED
 from spymaster_assets.settings import NS
 from spymaster_assets_tests.builders import dbn_bytes
@@ -125,6 +133,18 @@ def test_a_file_is_rewritten_in_chunks_and_within_reach(tmp_path: Path, monkeypa
     near = read_records(tmp_path / "near" / "a.dbn.zst")
     assert near.tobytes() == made["up"][100:2_000].tobytes()
     assert read_header(tmp_path / "cut" / "a.dbn.zst").end_ns == AT_NS
+
+
+@pytest.mark.parametrize("schema", LAYOUT)
+def test_another_past_has_a_silent_book_and_every_record_of_the_other_feeds(schema: str, tmp_path: Path) -> None:
+    real = futures_of(tmp_path, schema, [])[0]
+    entries = scan_folder(tmp_path / "in")
+    write_past(entries, tmp_path / "past", AT_NS)
+    past = read_records(tmp_path / "past" / "a.dbn.zst", layouts_of(entries[0].header))
+    silent = 600 if schema == "mbp-10" else 0  # one record a second
+    assert len(past) == N - silent
+    assert past[N // 2 - silent :].tobytes() == real[N // 2 :].tobytes()
+    assert past[: N // 2 - silent].tobytes() != real[: N // 2 - silent].tobytes()
 
 
 def test_futures_have_the_names_of_the_measured_detector() -> None:

@@ -7,15 +7,20 @@ import os
 import resource
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from spymaster_assets.automation.shadow import lend, shadow_of
 from spymaster_assets.errors import ArtifactError, MarketDataError, MissingInputError, SpymasterError
 from spymaster_assets.market.dbn import file_sha256, read_header, read_records, stream_records
 from spymaster_assets.market.files import scan_folder
+from spymaster_assets.proof.cutting import write_flat_future, write_future, write_past
+from spymaster_assets.settings import Settings
 from spymaster_assets.store import ArtifactStore
 from spymaster_assets_tests.builders import dbn_bytes, trades
 from spymaster_assets_tests.reliability.faults import fail_at, forked, leftovers, read_whole, watched
@@ -230,3 +235,130 @@ def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(os, "scandir", failing)
     with pytest.raises(SpymasterError, match=r"cannot be read.*Permission denied"):
         scan_folder(tmp_path)
+
+
+AT_NS = 1_700_000_000_000_000_000
+IN_SHADOW = ("mkdir", "open", "write", "fsync", "rename", "replace", "symlink", "link", "scandir", "unlink", "rmdir")
+
+
+@pytest.fixture
+def replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """A deployment with two DBN files, a flat file and an artifact, and a folder of its own for what is temporary."""
+    settings = Settings(root=tmp_path / "root", dbn_dir=tmp_path / "root" / "dbn")
+    settings.dbn_dir.mkdir(parents=True)
+    for n, name in enumerate(("earlier", "later")):
+        first_ns = AT_NS + (n - 1) * 10**9
+        tape = trades(np.arange(2_000) * 400_000 + first_ns, np.full(2_000, 5 * 10**11))
+        stated = {"start_ns": first_ns, "end_ns": first_ns + 10**9}
+        (settings.dbn_dir / f"{name}.dbn.zst").write_bytes(dbn_bytes(tape, **stated))
+    rows = ["price,size,sip_timestamp", *(f"1.5,2,{AT_NS + k}" for k in range(-3, 3))]
+    (settings.dbn_dir / "flat.csv").write_text("\n".join(rows) + "\n")
+    ArtifactStore(settings.root).publish("bars", "k", OLD)
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    return settings
+
+
+def replay_files(settings: Settings) -> None:
+    """All that a replay puts into its shadow store before the graph runs."""
+    entries = scan_folder(settings.dbn_dir)
+    with shadow_of(settings) as shadow:
+        write_future(entries, shadow.dbn_dir, AT_NS + 10**8, "up")
+        write_flat_future([settings.dbn_dir / "flat.csv"], settings.dbn_dir, shadow.dbn_dir, AT_NS, "up")
+        lend(ArtifactStore(settings.root), shadow.root, "bars", ["k"])
+        (shadow.root / "past").mkdir()
+        write_past(entries, shadow.root / "past", AT_NS + 10**8)
+        assert len(scan_folder(shadow.dbn_dir)) == len(scan_folder(shadow.root / "past")) == 2
+
+
+def left_of(settings: Settings) -> list[Path]:
+    return list(settings.root.with_name("temporary").iterdir())
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_a_fault_at_every_call_of_a_replay_leaves_no_shadow(replayed: Settings, code: int) -> None:
+    calls = positions(IN_SHADOW, lambda: replay_files(replayed))
+    assert {"mkdir", "open", "write", "symlink", "link", "unlink", "rmdir"} <= set(calls)
+    assert left_of(replayed) == []
+    failed = 0
+    for n in range(len(calls)):
+        fault = None
+        with watched(fail_at(n, code), IN_SHADOW):
+            try:
+                replay_files(replayed)
+            except (ArtifactError, MarketDataError) as error:
+                fault = error
+        if fault:
+            failed += 1
+            assert os.strerror(code) in str(fault)
+        assert left_of(replayed) == [], calls[n]
+    assert failed > len(calls) // 3
+    assert read_whole(ArtifactStore(replayed.root).load("bars", "k")) == OLD
+
+
+@pytest.mark.parametrize("write", [write_future, write_past])
+def test_a_fault_at_every_write_and_read_of_a_copy(
+    replayed: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[..., None]
+) -> None:
+    """Neither goes through `os`: what a copy writes, and what it is made of, is opened by `Path.open`."""
+    entries, before, at = scan_folder(replayed.dbn_dir), Path.open, 0
+    more = ("up",) if write is write_future else ()
+    seen: list[str] = []
+
+    def touched(name: str, path: Path) -> None:
+        seen.append(name)
+        if len(seen) == at:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    class Watched:
+        def __init__(self, path: Path, file: Any) -> None:
+            self.path, self.file = path, file
+
+        def write(self, data: bytes) -> int:
+            touched("write", self.path)
+            return int(self.file.write(data))
+
+        def __enter__(self) -> Watched:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.file.close()
+
+    def opened(self: Path, mode: str = "r", *args: object, **kwargs: object) -> object:
+        touched(mode, self)
+        file = before(self, mode, *args, **kwargs)  # type: ignore[call-overload]
+        return Watched(self, file) if mode == "wb" else file
+
+    monkeypatch.setattr(Path, "open", opened)
+    write(entries, tmp_path / "whole", AT_NS + 10**8, *more)
+    calls = list(seen)
+    assert calls.count("wb") >= 1
+    assert {"wb", "rb", "write"} <= set(calls)
+    for at in range(1, len(calls) + 1):
+        seen.clear()
+        error = MarketDataError if calls[at - 1] == "rb" else ArtifactError
+        with pytest.raises(error, match="No space left"):
+            write(entries, tmp_path / str(at), AT_NS + 10**8, *more)
+        written = [p for p in (tmp_path / str(at)).rglob("*") if not p.is_symlink()]
+        assert all(p.read_bytes() == (tmp_path / "whole" / p.name).read_bytes() for p in written)
+
+
+def test_flat_files_that_cannot_be_read_or_written(replayed: Settings, tmp_path: Path) -> None:
+    folder = replayed.dbn_dir
+    with pytest.raises(MarketDataError, match=r"gone\.csv.*disk"):
+        write_flat_future([folder / "gone.csv"], folder, tmp_path / "out", AT_NS, "up")
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ArtifactError, match=r"file.*TMPDIR"):
+        write_flat_future([folder / "flat.csv"], folder, tmp_path / "file", AT_NS, "up")
+
+
+def test_a_replay_on_a_disk_that_is_really_full(
+    replayed: Settings, full_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(7)
+    tape = trades(np.arange(60_000) + AT_NS, rng.integers(10**11, 10**12, 60_000))
+    (replayed.dbn_dir / "later.dbn.zst").write_bytes(dbn_bytes(tape, start_ns=AT_NS, end_ns=AT_NS + 10**9))
+    monkeypatch.setattr(tempfile, "tempdir", str(full_disk))
+    with pytest.raises(ArtifactError, match=r"No space left.*TMPDIR"):
+        replay_files(replayed)
+    assert list(full_disk.iterdir()) == []

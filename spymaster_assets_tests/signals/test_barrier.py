@@ -179,6 +179,27 @@ def test_a_silent_baseline_leaves_no_wall_ratio(silence: tuple[int, int], seen: 
         assert f.baseline_count[0] >= s.baseline_min_snapshots
 
 
+@pytest.mark.parametrize(
+    ("silence", "whole"),
+    [
+        ((100, 130), True),
+        ((100, 131), False),
+        ((-25, 30), True),
+        ((-1, 31), False),
+        ((-1000, 30), True),
+        ((-1000, 31), False),
+        ((210, 240), True),
+        ((209, 240), False),
+    ],
+)
+def test_a_silent_window_is_not_whole_whatever_was_said_before_it(silence: tuple[int, int], whole: bool) -> None:
+    """A snapshot a second but for what lies between two seconds; without the past before t0 the window is judged the same."""
+    seconds = [k for k in range(-2000, 240) if not silence[0] < k < silence[1]]
+    for from_s in (-2000, 0):
+        part = [T0 + k * NS for k in seconds if k >= from_s]
+        assert bool(one(book(part, [[(0, 60)]] * len(part)), tape(), s=BarrierSettings()).complete[0]) == whole, from_s
+
+
 def test_the_window_ends_before_240_seconds_or_at_the_cap() -> None:
     times = [T0, T0 + 239 * NS, T0 + 240 * NS]
     snapshots = book(times, [[(0, 10)], [(0, 20)], [(0, 90)]])

@@ -187,7 +187,8 @@ class TestHolesInTheBook:
         return replace(book, **{name: getattr(book, name)[keep] for name in arrays})
 
     @pytest.mark.parametrize(
-        ("from_s", "length_s", "seen"), [(100, 60, False), (100, 20, True), (-50, 60, False), (-60, 50, True)]
+        ("from_s", "length_s", "seen"),
+        [(100, 60, False), (100, 20, True), (-20, 60, False), (-50, 60, True), (-60, 50, True)],
     )
     def test_a_hole_makes_the_windows_it_reaches_into_null(
         self, market: Market, everything: SignalSet, from_s: int, length_s: int, seen: bool

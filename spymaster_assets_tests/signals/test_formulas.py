@@ -203,7 +203,7 @@ class TestLabels:
     def labels(self, path: lab.Path, level: float, sign: int, defined_until: int = 10**6 * MIN) -> dict:
         limits = np.array([[1.0, 2.0]])
         e = lab.measure(
-            path, np.array([100 * MIN]), usd(level), lab.to_e9(limits, 10**9), 8 * MIN, defined_until, 10**9
+            path, np.array([100 * MIN]), usd(level), lab.to_e9(limits, 10**9), 8 * MIN, defined_until, 10**9, 8
         )
         found = lab.label_columns("4min", e, np.array([sign], np.int8), limits, np.array([level]))
         return {k: (v.to_list() if isinstance(v, pl.Series) else v.tolist())[0] for k, v in found.items()}
