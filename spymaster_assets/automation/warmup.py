@@ -25,7 +25,7 @@ from spymaster_assets.tables import parquet_bytes
 
 def pasts_of(settings: Settings, key: str, touches: int, seed: int) -> list[Past]:
     """Pasts to try: those that end just outside and just inside each declared window before `touches` stored touches, a few
-    random ones, and those that end with each warm-up session."""
+    random ones, those whose book is silent up to these touches, and those that end with each warm-up session."""
     store, contract = ArtifactStore(settings.root), load_contract()
     session = calendar_of(settings.symbol).session(key)
     t0 = np.unique(read_signals(store, key)[0].frame["ts_ns"].to_numpy())
@@ -36,6 +36,7 @@ def pasts_of(settings: Settings, key: str, touches: int, seed: int) -> list[Past
     starts = {int(t) - m * MINUTE_NS for t in chosen for m in before}
     starts |= {int(t) for t in rng.choice(t0, min(touches, len(t0)))}
     within = [Past(at_ns) for at_ns in sorted(starts) if at_ns > session.regular_open_ns]
+    within += [Past(int(t), silent=True) for t in sorted(chosen)]
     return within + [Past(session.open_ns, kept) for kept in range(len(warmup_sessions(settings, key)))]
 
 
@@ -53,9 +54,9 @@ def replay_pasts(settings: Settings, key: str, pasts: Sequence[Past], console: C
     out = []
     for past in track(pasts, "other pasts", console=console or Console(quiet=True)):
         with shadow_of(settings) as shadow:
-            write_past(near, shadow.dbn_dir, past.start_ns)
+            write_past(near, shadow.dbn_dir, past.start_ns, past.silent)
             lend(store, shadow.root, "ohlcv_bars", warmup)
-            for old in warmup[: len(warmup) - (past.kept_sessions or 0)]:
+            for old in () if past.silent else warmup[: len(warmup) - (past.kept_sessions or 0)]:
                 _shift_bars(ArtifactStore(shadow.root), old)
             rebuild(shadow, SESSION_ASSETS, key)
             out.append(

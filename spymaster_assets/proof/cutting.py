@@ -101,17 +101,17 @@ def write_future(
                 _rewrite(entry.path, path, change, at_ns if future == "cut" else None)
 
 
-def write_past(entries: Sequence[FileEntry], target: Path, before_ns: int) -> None:
+def write_past(entries: Sequence[FileEntry], target: Path, before_ns: int, silent: bool = False) -> None:
     """Write each file as if all before before_ns had been otherwise: prices moved up in even minutes and down in odd ones, sizes
     and quantities doubled, and a book that says nothing in the ten minutes before; no record of another feed is dropped, so that its
-    coverage is the same. Raises like `write_future`."""
+    coverage is the same. With `silent` nothing but that silence is another. Raises like `write_future`."""
     for entry in entries:
         with writing(target):
             path = _place(entry, target)
-            if entry.header.start_ns >= before_ns:
+            if entry.header.start_ns >= before_ns or (silent and entry.header.schema not in _WHOLE_BOOKS):
                 os.symlink(entry.path, path)
             else:
-                _rewrite(entry.path, path, partial(_with_another_past, entry.header.schema, before_ns))
+                _rewrite(entry.path, path, partial(_with_another_past, entry.header.schema, before_ns, silent))
 
 
 def write_flat_future(paths: Sequence[Path], folder: Path, target: Path, at_ns: int, future: Future) -> None:
@@ -238,12 +238,13 @@ def _changed(
     return kept
 
 
-def _with_another_past(schema: str, before_ns: int, records: NDArray[np.void]) -> NDArray[np.bool_]:
+def _with_another_past(schema: str, before_ns: int, silent: bool, records: NDArray[np.void]) -> NDArray[np.bool_]:
     known = records[time_field(schema)].astype(np.int64)
     where = known < before_ns
-    shift_e9 = (1 - 2 * (known // MINUTE_NS % 2)) * PAST_SHIFT_E9
-    _reprice(records, where, lambda prices: prices + shift_e9[where])
-    _resize(records, where, np.full(len(records), _PAST_SIZES), 0)
+    if not silent:
+        shift_e9 = (1 - 2 * (known // MINUTE_NS % 2)) * PAST_SHIFT_E9
+        _reprice(records, where, lambda prices: prices + shift_e9[where])
+        _resize(records, where, np.full(len(records), _PAST_SIZES), 0)
     return ~where | (known < before_ns - _SILENT_NS) | (schema not in _WHOLE_BOOKS)
 
 

@@ -20,11 +20,15 @@ HOLDS, NEEDS_MORE, DECLARES_MORE, UNSEEN = "holds", "needs more", "declares more
 
 @dataclass(frozen=True)
 class Past:
-    """Another past: everything before start_ns is altered, but not the kept_sessions warm-up sessions that come last."""
+    """Another past: everything before start_ns is altered, but not the kept_sessions warm-up sessions that come last.
+
+    silent: the book says nothing before start_ns and all else is as it was, so that every touch stays one.
+    """
 
     start_ns: int
     kept_sessions: int | None = None
     """None where the past begins within the session."""
+    silent: bool = False
 
 
 def changes(

@@ -65,6 +65,15 @@ def test_a_window_is_found_to_the_minute(found: pl.DataFrame, feature: str) -> N
     assert row["found"] == declared.text
 
 
+def test_a_book_that_was_silent_before_has_no_say_in_the_barrier(found: pl.DataFrame) -> None:
+    at_t0 = found.filter(pl.col("minutes") == 0)
+    assert at_t0.filter(pl.col("feature") == "barrier_delta_liq").height > 0
+    assert at_t0.filter(pl.col("feature") == "wall_ratio")["changed"].any()  # so the silence was there
+    assert not at_t0.filter(pl.col("feature").str.starts_with("barrier_") & ~pl.col("feature").str.ends_with("_trend"))[
+        "changed"
+    ].any()
+
+
 def test_warm_up_sessions_are_found(found: pl.DataFrame) -> None:
     table = judge(found, CONTRACT)
     needs = {r["feature"]: r["found"] for r in table.rows(named=True)}

@@ -145,6 +145,9 @@ def test_another_past_has_a_silent_book_and_every_record_of_the_other_feeds(sche
     assert len(past) == N - silent
     assert past[N // 2 - silent :].tobytes() == real[N // 2 :].tobytes()
     assert past[: N // 2 - silent].tobytes() != real[: N // 2 - silent].tobytes()
+    write_past(entries, tmp_path / "silent", AT_NS, silent=True)
+    alone = read_records(tmp_path / "silent" / "a.dbn.zst", layouts_of(entries[0].header))
+    assert alone.tobytes() == real[: N // 2 - silent].tobytes() + real[N // 2 :].tobytes()
 
 
 def test_futures_have_the_names_of_the_measured_detector() -> None:
