@@ -137,7 +137,9 @@ def _signals(artifact: Artifact, contract: Contract) -> Tables:
         for of, rate in rates.items()
     ]
     # the last touch may end at the close, and its windows after it
-    rows += [(f"null share of {c}", repr(share), closes_ns + features_s * NS) for c, share in meta["null_share"].items()]
+    rows += [
+        (f"null share of {c}", repr(share), closes_ns + features_s * NS) for c, share in meta["null_share"].items()
+    ]
     yield "metadata", _told(rows)
 
 
