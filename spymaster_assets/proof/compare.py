@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -128,19 +129,23 @@ def _signals(artifact: Artifact, contract: Contract) -> Tables:
     times = {c.name: t0_ns + c.known_after_s * NS for c in contract.columns if c.name != "event_id"}
     columns = frame.select("event_id", *times)
     yield name, KnownTable(columns, frame["decision_ns"].to_numpy(), times, "event_id", ("event_id",))
-    closes_ns = TradingCalendar(instrument(meta["symbol"])).session(artifact.key).regular_close_ns
-    features_s = max(c.known_after_s for c in contract.role("feature"))
+    if "base_rates" in meta:  # a table that a canary compares has no figures of its day
+        yield "metadata", _whole_day(meta, artifact.key, max(c.known_after_s for c in contract.role("feature")))
+
+
+def _whole_day(meta: Mapping[str, Any], session: str, features_s: int) -> KnownTable:
+    """Figures of all touches of a session: known at its close, and shares of missing features when the last touch's have come."""
+    closes_ns = TradingCalendar(instrument(meta["symbol"])).session(session).regular_close_ns
     rows = [("rows", str(meta["rows"]), closes_ns)]
     rows += [
         (f"base rate, {mode}, {of}", str(rate), closes_ns)
         for mode, rates in meta["base_rates"].items()
         for of, rate in rates.items()
     ]
-    # the last touch may end at the close, and its windows after it
     rows += [
         (f"null share of {c}", repr(share), closes_ns + features_s * NS) for c, share in meta["null_share"].items()
     ]
-    yield "metadata", _told(rows)
+    return _told(rows)
 
 
 def _sequences(artifact: Artifact, contract: Contract) -> Tables:
