@@ -249,9 +249,9 @@ def _session_tries(
     # without a feed that has receive times nothing of a session can be late
     received = any(e.header.schema not in BAR_SECONDS for e in files_near(settings, session))
     futures = FUTURES if received else [f for f in FUTURES if f not in NEVER_OF_BARS]
-    moments_ns = known_moments(read_signals(store, key)[0].frame, load_contract())
+    moments = known_moments(read_signals(store, key)[0].frame, load_contract())
     from_ns = cuttable_from_ns(_registered(store, key), session)
-    chosen = cuts_of(session, settings, cuts, seed, from_ns, moments_ns)
+    chosen = cuts_of(session, settings, cuts, seed, from_ns, moments)
     return [
         partial(replay_session, settings, key, at_ns, futures[(n + seed) % len(futures)])
         for n, at_ns in enumerate(chosen)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -76,8 +77,7 @@ def _market_files(artifact: Artifact, contract: Contract) -> Tables:
     for minute in found.missing_regular_minutes:
         begins_ns = int(datetime.fromisoformat(minute).timestamp()) * NS
         rows.append(("missing minute", minute, begins_ns + MINUTE_NS))
-    frame = pl.DataFrame(rows, schema={"what": pl.String, "value": pl.String, "known_ns": pl.Int64}, orient="row")
-    yield "files.json", KnownTable(frame.drop("known_ns"), frame["known_ns"].to_numpy(), name="what")
+    yield "files.json", _told(rows)
 
 
 def _bars(artifact: Artifact, contract: Contract) -> Tables:
@@ -85,13 +85,17 @@ def _bars(artifact: Artifact, contract: Contract) -> Tables:
 
 
 def _levels(artifact: Artifact, contract: Contract) -> Tables:
-    # a level is known when its bar starts, and listed when that bar has ended
-    yield _ends(artifact, "context.parquet", "start_ns")
-    yield _ends(artifact, "two_minute.parquet", "end_ns")
     context, levels = (artifact.frame(name) for name in ("context.parquet", "levels.parquet"))
-    ends = levels.select("start_ns").join(context.select("start_ns", "end_ns").unique(), on="start_ns", how="left")
+    starts_ns = {"end_ns": context["start_ns"].to_numpy()}
+    yield "context.parquet", KnownTable(context, context["end_ns"].to_numpy(), starts_ns, "start_ns", ("start_ns",))
+    yield _ends(artifact, "two_minute.parquet", "end_ns")
+    # all levels of a bar are known when it starts, and listed when it has ended
+    ends = levels.select("start_ns").join(
+        context.select("start_ns", "end_ns").unique(), on="start_ns", how="left", maintain_order="left"
+    )
     listed = ends["end_ns"].fill_null(levels["start_ns"] + MINUTE_NS)
-    yield "levels.parquet", KnownTable(levels, listed.to_numpy(), name="start_ns")
+    starts_ns = {c: levels["start_ns"].to_numpy() for c in levels.columns if c != "start_ns"}
+    yield "levels.parquet", KnownTable(levels, listed.to_numpy(), starts_ns, "start_ns", ("start_ns",))
     # the contract in front is known at the regular open, and with it what lies before the session
     opens_ns = int(datetime.fromisoformat(f"{artifact.key}T09:30").replace(tzinfo=NEW_YORK).timestamp()) * NS
     meta = artifact.json("levels.json")
@@ -119,26 +123,56 @@ def _basis(artifact: Artifact, contract: Contract) -> Tables:
 
 def _signals(artifact: Artifact, contract: Contract) -> Tables:
     name = f"signals_{artifact.key}.parquet"
-    frame = signals_from_parquet(artifact.read(name), contract, str(artifact.folder / name)).frame
+    signals = signals_from_parquet(artifact.read(name), contract, str(artifact.folder / name))
+    frame, meta = signals.frame, signals.metadata
     t0_ns = frame["ts_ns"].to_numpy()
     times = {c.name: t0_ns + c.known_after_s * NS for c in contract.columns if c.name != "event_id"}
     columns = frame.select("event_id", *times)
-    yield name, KnownTable(columns, frame["decision_ns"].to_numpy(), times, name="event_id")
+    yield name, KnownTable(columns, frame["decision_ns"].to_numpy(), times, "event_id", ("event_id",))
+    if "base_rates" in meta:  # a table that a canary compares has no figures of its day
+        yield "metadata", _whole_day(meta, artifact.key, max(c.known_after_s for c in contract.role("feature")))
+
+
+def _whole_day(meta: Mapping[str, Any], session: str, features_s: int) -> KnownTable:
+    """Figures of all touches of a session: known at its close, and shares of missing features when the last touch's have come."""
+    closes_ns = TradingCalendar(instrument(meta["symbol"])).session(session).regular_close_ns
+    rows = [("rows", str(meta["rows"]), closes_ns)]
+    rows += [
+        (f"base rate, {mode}, {of}", str(rate), closes_ns)
+        for mode, rates in meta["base_rates"].items()
+        for of, rate in rates.items()
+    ]
+    rows += [
+        (f"null share of {c}", repr(share), closes_ns + features_s * NS) for c, share in meta["null_share"].items()
+    ]
+    return _told(rows)
 
 
 def _sequences(artifact: Artifact, contract: Contract) -> Tables:
     name = f"sequence_dataset_{artifact.key}.npz"
     arrays = from_npz_bytes(artifact.read(name), str(artifact.folder / name))
-    labels = ("y_break", "y_strength")
-    columns = {c: _row_bytes(arrays[c]) for c in ("X", "mask", "static", *labels)}
-    frame = pl.DataFrame(
-        {"event_id": arrays["event_id"].tolist(), **columns},
-        schema={"event_id": pl.String, **dict.fromkeys(columns, pl.Binary)},
-    )
+    t0_ns, statics = arrays["ts_ns"], arrays["static_feature_names"].tolist()
     after_s = max(c.known_after_s for c in contract.role("label"))  # of any delay: the file does not say which it holds
-    known_ns = dict.fromkeys(labels, arrays["ts_ns"] + after_s * NS)
-    yield name, KnownTable(frame, arrays["ts_ns"] + STAGE_A_DECISION_S * NS, known_ns, name="event_id")
-    names = pl.DataFrame({"name": [*arrays["seq_feature_names"].tolist(), *arrays["static_feature_names"].tolist()]})
+    # the last step of a window is the touch bar, the others had ended at t0
+    parts: dict[str, tuple[NDArray[np.generic], int]] = {
+        "X[:, :-1]": (arrays["X"][:, :-1], 0),
+        "mask[:, :-1]": (arrays["mask"][:, :-1], 0),
+        "X[:, -1]": (arrays["X"][:, -1:], STAGE_A_DECISION_S),
+        "mask[:, -1]": (arrays["mask"][:, -1:], STAGE_A_DECISION_S),
+        **{
+            f"static {s}": (arrays["static"][:, i], contract[s.split("=")[0]].known_after_s)
+            for i, s in enumerate(statics)
+        },
+        "y_break": (arrays["y_break"], after_s),
+        "y_strength": (arrays["y_strength"], after_s),
+    }
+    frame = pl.DataFrame(
+        {"event_id": arrays["event_id"].tolist(), **{c: _row_bytes(values) for c, (values, _) in parts.items()}},
+        schema={"event_id": pl.String, **dict.fromkeys(parts, pl.Binary)},
+    )
+    known_ns = {c: t0_ns + seconds * NS for c, (_, seconds) in parts.items()}
+    yield name, KnownTable(frame, t0_ns + STAGE_A_DECISION_S * NS, known_ns, "event_id", ("event_id",))
+    names = pl.DataFrame({"name": [*arrays["seq_feature_names"].tolist(), *statics]})
     # names are of the contract, and known at any time
     yield "feature names", KnownTable(names, np.zeros(names.height, np.int64))
 
@@ -153,6 +187,12 @@ _TABLES: Mapping[str, Callable[[Artifact, Contract], Tables]] = {
     "signals": _signals,
     "sequence_dataset": _sequences,
 }
+
+
+def _told(rows: list[tuple[str, str, int]]) -> KnownTable:
+    """Facts of a whole artifact: what, its value and when it is known, ns."""
+    frame = pl.DataFrame(rows, schema={"what": pl.String, "value": pl.String, "known_ns": pl.Int64}, orient="row")
+    return KnownTable(frame.drop("known_ns"), frame["known_ns"].to_numpy(), name="what")
 
 
 def _ends(artifact: Artifact, file: str, name: str) -> tuple[str, KnownTable]:

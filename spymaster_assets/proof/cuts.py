@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import numpy as np
@@ -15,11 +16,30 @@ from spymaster_assets.settings import MINUTE_NS, NS, Settings
 from spymaster_assets.store import ArtifactStore
 
 
-def known_moments(signals: pl.DataFrame, contract: Contract) -> NDArray[np.int64]:
-    """Times at which a feature or the labels of a stored touch have just become known, ns, sorted; a reach that is too far shows there."""
-    delays = sorted({c.known_after_s for c in contract.role("feature")})
-    features = [(signals["ts_ns"] + s * NS).to_numpy() for s in delays]
-    return np.unique(np.concatenate([*features, signals["label_known_ns"].drop_nulls().to_numpy()]).astype(np.int64))
+@dataclass(frozen=True)
+class Moments:
+    """Times of a session's touches at which a replay tells most, UTC ns, sorted: known_ns, when a feature or the labels of one have just
+    become known, where a reach that is too far shows; touching_ns, within the touch bars, where what is declared known at t0 shows."""
+
+    known_ns: NDArray[np.int64]
+    touching_ns: NDArray[np.int64]
+
+    def between(self, first_ns: int, last_ns: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """known_ns and touching_ns from first_ns to last_ns."""
+        known, touching = (t[(t >= first_ns) & (t <= last_ns)] for t in (self.known_ns, self.touching_ns))
+        return known, touching
+
+
+INTO_BAR_S = (1, 30)
+"""How far into a touch bar a replay cuts."""
+
+
+def known_moments(signals: pl.DataFrame, contract: Contract) -> Moments:
+    """Moments of a session from its stored signals."""
+    t0_ns = signals["ts_ns"].to_numpy()
+    after_s = sorted({c.known_after_s for c in contract.role("feature")})
+    known = [*(t0_ns + s * NS for s in after_s), signals["label_known_ns"].drop_nulls().to_numpy()]
+    return Moments(*(np.unique(np.concatenate(times)) for times in (known, [t0_ns + s * NS for s in INTO_BAR_S])))
 
 
 def cuts_of(
@@ -28,9 +48,10 @@ def cuts_of(
     count: int,
     seed: int,
     from_ns: int,
-    moments_ns: NDArray[np.int64] | None = None,
+    moments: Moments | None = None,
 ) -> list[int]:
-    """`count` distinct times of a session from from_ns on, ns: half of them edges at most, the others in turn moments and random.
+    """`count` distinct times of a session from from_ns on, ns: half of them edges at most, of the others two in five each when something
+    has just become known and within touch bars, and one random.
 
     Edges: regular open and close, opening range end, the last start of a label, before the open and after the close. Every eighth random
     time lies anywhere in the session, the others in regular hours.
@@ -54,16 +75,19 @@ def cuts_of(
     first, last = max(from_ns, session.open_ns) + 1, session.close_ns - 1
     chosen = dict.fromkeys([t for t in edges if first <= t <= last][: max(count // 2, 1)])
     rng = np.random.default_rng([seed, opens // MINUTE_NS])
-    moments = np.empty(0, np.int64) if moments_ns is None else moments_ns[(moments_ns >= first) & (moments_ns <= last)]
     inner = (max(opens + 1, first), closes) if closes > max(opens + 1, first) else (first, last)
+    none = np.empty(0, np.int64)
+    known, touching = moments.between(first, last) if moments else (none, none)
+    # five turns have no factor in common with six or eight futures, so each kind of time sees each future
+    turns = (known, touching, known, touching, none)
     drawn = 0
     while len(chosen) < min(count, last - first):
-        drawn += 1
-        if len(moments) and drawn % 2:
-            at_ns = int(rng.choice(moments))
+        if len(times := turns[drawn % len(turns)]):
+            at_ns = int(rng.choice(times))
         else:
-            at_ns = int(rng.integers(first, last)) if drawn % 8 == 0 else int(rng.integers(*inner))
+            at_ns = int(rng.integers(first, last)) if drawn % 8 == 4 else int(rng.integers(*inner))
         chosen[at_ns] = None
+        drawn += 1
     return list(chosen)
 
 

@@ -54,6 +54,8 @@ PRICES = ("price", "open", "high", "low", "close")
 _SIZES = ("size", "volume", "quantity")
 _MOVED_BY = 0.01
 """Largest share by which a record's prices are moved."""
+_MOVED_AT_ONCE_BY = 0.0002
+"""The same until the minute of the time is over: a touch whose bar has begun may then still be one, so that its columns are compared."""
 _BLOCK_SHARE, _BLOCK_FACTOR, _FACTOR = 0.02, 3_000, 3
 """Sizes grow by the factor, a few of them so much that totals and ranks hang on them alone."""
 _ANY_SIDE = np.array([b"A", b"B", b"N"])
@@ -214,13 +216,15 @@ def _changed(
     after = known > at_ns if length_ns else known >= at_ns
     if until_ns is not None:
         after &= known < until_ns
+    # the minute that is under way, none if the time lies between two
+    soon = times < -(-at_ns // MINUTE_NS) * MINUTE_NS
     kept = np.ones(len(records), bool) if within_ns is None else (times >= within_ns[0]) & (times < within_ns[1])
     if future == "cut":
         kept &= ~after
     elif future == "dropped" and schema not in ("definition", "mbo"):  # what never came cannot be cancelled or traded
         kept &= ~after | (rng.random(len(records)) < 0.5)
     elif future == "shuffled":
-        _shuffle(records, after, schema, rng)
+        _shuffle(records, after, schema, rng, apart=soon & (length_ns == 0))
     elif future != "dropped":
         if future == "late":
             after = after & (np.arange(len(records)) % 2 == 0)
@@ -229,7 +233,7 @@ def _changed(
                 records["ts_event"][after] = (at_ns - ago_ns).astype(np.uint64)
         if future in ("up", "down", "late", "altered"):
             sign = {"up": 1, "down": -1}.get(future) or rng.choice([-1, 1], len(records))
-            share = sign * _MOVED_BY * rng.uniform(0.2, 1, len(records))
+            share = sign * np.where(soon, _MOVED_AT_ONCE_BY, _MOVED_BY) * rng.uniform(0.2, 1, len(records))
             _reprice(records, after, lambda prices: np.rint(prices * (1 + share[after])).astype(np.int64))
         if future in ("sizes", "late", "altered") and schema != "mbo":  # more than an order has cannot be cancelled
             _resize(records, after, np.where(rng.random(len(records)) < _BLOCK_SHARE, _BLOCK_FACTOR, _FACTOR), 1)
@@ -281,11 +285,18 @@ def _resize(records: NDArray[np.void], where: NDArray[np.bool_], factor: NDArray
             records[name][where] = np.where(told, np.maximum(grown, 1).astype(before.dtype), before)
 
 
-def _shuffle(records: NDArray[np.void], where: NDArray[np.bool_], schema: str, rng: np.random.Generator) -> None:
-    """Give prices, sizes and sides of some records to others of the same instrument, in place; only prices of single orders."""
+def _shuffle(
+    records: NDArray[np.void],
+    where: NDArray[np.bool_],
+    schema: str,
+    rng: np.random.Generator,
+    apart: NDArray[np.bool_],
+) -> None:
+    """Give prices, sizes and sides of some records to others of the same instrument, in place, those that are `apart` among themselves;
+    only prices of single orders."""
     at = np.flatnonzero(where)
-    ids = records["instrument_id"][at]
-    to, of = at[np.argsort(ids, kind="stable")], at[np.lexsort((rng.random(len(at)), ids))]
+    ids, own = records["instrument_id"][at], apart[at]
+    to, of = at[np.lexsort((own, ids))], at[np.lexsort((rng.random(len(at)), own, ids))]
     for name in records.dtype.names or ():
         priced = name in PRICES or name.startswith(("bid_px", "ask_px"))
         if priced or (schema != "mbo" and (name in (*_SIZES, "side") or name.startswith(("bid_sz", "ask_sz")))):

@@ -12,6 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 Times = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -34,15 +35,18 @@ Result = tuple[list[Difference], int]
 
 @dataclass(frozen=True)
 class KnownTable:
-    """Rows of `frame` and from when on each may be read: known_ns (n,) int64 UTC ns, the row's own existence included.
+    """Rows of `frame` and from when on each is certain: known_ns (n,) int64 UTC ns, the row's own existence included.
 
-    column_ns holds the times (n,) of columns with times of their own; `name` is the column that names a row in messages.
+    column_ns holds the times (n,) of columns with times of their own; `name` is the column that names a row in messages. With `key` a
+    column may be known while its row is not certain (a level, before its bar has ended): all rows that share a key's values are there or
+    not in one piece, and are compared if both tables hold them.
     """
 
     frame: pl.DataFrame
     known_ns: Times
     column_ns: Mapping[str, Times] = field(default_factory=dict)
     name: str | None = None
+    key: tuple[str, ...] = ()
 
     @classmethod
     def fitted(cls, files: Mapping[str, bytes], known_ns: int) -> KnownTable:
@@ -57,12 +61,19 @@ class KnownTable:
         """All distinct times (k,) at which something of the table becomes known, sorted."""
         return np.unique(np.concatenate([self.known_ns, *self.column_ns.values()]))
 
+    def uncertain(self, cut_ns: int) -> pl.DataFrame:
+        """`row` and key of the rows of which at cut_ns some column was known, but not yet that they exist; none without a key."""
+        early = [times <= cut_ns for times in self.column_ns.values()] if self.key else []
+        mask = (self.known_ns > cut_ns) & np.any(early, axis=0) if early else np.zeros(self.frame.height, bool)
+        return self.frame.select(*self.key, pl.int_range(pl.len()).alias("row")).filter(mask)
+
 
 def compare(asset: str, key: str, stored: KnownTable, replayed: KnownTable | None, cut_ns: int) -> Result:
     """Differences in what was known at cut_ns, one a column at most, and how many values were compared.
 
-    Values are compared by their bytes, rows by their number and order, columns by their presence and type. A table that could not be
-    replayed (None) differs if any of its rows was known.
+    Values are compared by their bytes, rows by their number and order, columns by their presence and type. Rows that were certain must be
+    in both; of others that are (see KnownTable.key), columns that were known must be equal. A table that could not be replayed (None)
+    differs if any of its rows was certain.
     """
     seen = stored.known_ns <= cut_ns
     rows = int(seen.sum())
@@ -86,22 +97,48 @@ def compare(asset: str, key: str, stored: KnownTable, replayed: KnownTable | Non
         found.append(Difference(asset, key, "rows", "end", f"{one.height} rows", f"{other.height} rows"))
     if stored.column_ns and found:
         return found, count  # columns with times of their own can only be compared row by row
+    for part in ((seen, again), _in_both(stored, replayed, cut_ns)):
+        more, values = _own_times(asset, key, stored, replayed, part, cut_ns)
+        # a column that differs in rows that were certain is told once
+        found += [d for d in more if d.column not in {f.column for f in found}]
+        count += values
+    return found, count
+
+
+def _in_both(stored: KnownTable, replayed: KnownTable, cut_ns: int) -> tuple[Mask, Mask]:
+    """Rows of each table that were not certain, though some of their columns were known, and whose key the other holds too."""
+    held = [t.uncertain(cut_ns) for t in (stored, replayed)]
+    masks = []
+    for table, one, other in zip((stored, replayed), held, reversed(held), strict=True):
+        mask = np.zeros(table.frame.height, bool)
+        if one.height and one.schema == other.schema:
+            mask[one.join(other, on=list(stored.key), how="semi")["row"].to_numpy()] = True
+        masks.append(mask)
+    return masks[0], masks[1]
+
+
+def _own_times(
+    asset: str, key: str, stored: KnownTable, replayed: KnownTable, part: tuple[Mask, Mask], cut_ns: int
+) -> Result:
+    """`compare` of the columns with times of their own, in some rows of each table."""
+    one, other = (_rows(t.frame, mask) for t, mask in zip((stored, replayed), part, strict=True))
+    names = one[stored.name] if stored.name else None
+    found: list[Difference] = []
+    count = 0
     for column, times in stored.column_ns.items():
-        known = times[seen] <= cut_ns
-        if column in replayed.column_ns:
-            later = replayed.column_ns[column][again] <= cut_ns
-            if not np.array_equal(known, later):
-                at = int(np.flatnonzero(known != later)[0])
-                said = ("known" if k else "not yet known" for k in (known[at], later[at]))
-                found.append(Difference(asset, key, column, _row(names, at), *said))
-                continue
-        part, rest = _rows(one.select(column), known), _rows(other, known)
-        found += _series(asset, key, column, part[column], rest, None if names is None else names.filter(known))
+        known, later = times[part[0]] <= cut_ns, replayed.column_ns.get(column, replayed.known_ns)[part[1]] <= cut_ns
+        if column in other.columns and len(known) == len(later) and (known != later).any():
+            at = int(np.flatnonzero(known != later)[0])
+            said = ("known" if k else "not yet known" for k in (known[at], later[at]))
+            found.append(Difference(asset, key, column, _row(names, at), *said))
+            continue
+        values, rest = _rows(one.select(column), known), _rows(other, later)
+        found += _series(asset, key, column, values[column], rest, None if names is None else names.filter(known))
         count += int(known.sum())
     return found, count
 
 
-def _rows(frame: pl.DataFrame, seen: NDArray[np.bool_]) -> pl.DataFrame:
+def _rows(frame: pl.DataFrame, seen: Mask) -> pl.DataFrame:
     """The rows seen; tables in the order of time are only sliced."""
     count = int(seen.sum())
     return frame.head(count) if seen[:count].all() else frame.filter(seen)

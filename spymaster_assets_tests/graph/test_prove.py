@@ -120,6 +120,18 @@ def leak_event_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SessionTape, "of_records", classmethod(leaky))
 
 
+def leak_own_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A column that is declared known at t0 reads the close of the touch bar."""
+    honest = build_module._context
+
+    def leaky(touches, levels, *others):  # type: ignore[no-untyped-def]
+        out = honest(touches, levels, *others)
+        close = levels.context["close"].to_numpy()[touches["bar"].to_numpy()]
+        return {**out, "dist_to_pm_high": out["dist_to_pm_high"] + 1e-3 * close}
+
+    monkeypatch.setattr(build_module, "_context", leaky)
+
+
 @pytest.fixture
 def traded(broken: Settings, tmp_path: Path) -> Settings:
     """A session of simulated trades alone, nothing made of it yet."""
@@ -164,6 +176,24 @@ def test_a_planted_leak_is_found_where_it_begins(
                 assert told.endswith("begins here")
             elif difference.asset in above:
                 assert told.endswith(f"{above[difference.asset]} differs already")
+
+
+def test_a_column_known_at_t0_that_reads_the_touch_bar_is_found_by_a_cut_within_it(
+    traded: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = traded.first_session
+    leak_own_bar(monkeypatch)
+    rebuild(traded, SESSION_ASSETS, key)
+    found = {
+        (d.asset, d.column, replay.at_ns - int(d.row.rsplit("_", 1)[1]))
+        for replay in prove(traded, [key], [], cuts=16)
+        for d in replay.differences
+    }
+    assert {(asset, column) for asset, column, _ in found} == {
+        ("signals", "dist_to_pm_high"),
+        ("sequence_dataset", "static dist_to_pm_high"),
+    }
+    assert {after_ns for *_, after_ns in found} <= {0, NS, 30 * NS}
 
 
 def test_the_nearest_upstream_asset_is_that_of_the_graph(demo: Demo) -> None:
@@ -268,11 +298,14 @@ def test_cuts_are_edges_moments_and_random_times_of_the_session(demo: Demo) -> N
     assert cuts == cuts_of(session, demo.settings, 16, 5, from_ns) != cuts_of(session, demo.settings, 16, 6, from_ns)
     signals = read_signals(demo.store, key)[0].frame
     moments = known_moments(signals, load_contract())
-    assert {*signals["label_known_ns"].drop_nulls().to_list(), int(signals["ts_ns"][0]) + 60 * NS} <= {
-        *moments.tolist()
-    }
-    many = cuts_of(session, demo.settings, 64, 5, from_ns, moments)
-    assert 16 <= len({*many} & {*moments.tolist()}) < 64
+    t0_ns = int(signals["ts_ns"][0])
+    assert {*signals["label_known_ns"].drop_nulls().to_list(), t0_ns, t0_ns + 60 * NS} <= {*moments.known_ns.tolist()}
+    assert {t0_ns + NS, t0_ns + 30 * NS} <= {*moments.touching_ns.tolist()}
+    for count, touching, known in ((16, 3, 4), (64, 16, 16)):
+        chosen = {*cuts_of(session, demo.settings, count, 5, from_ns, moments)}
+        assert len(chosen) == count
+        assert len(chosen & {*moments.touching_ns.tolist()}) >= touching
+        assert len(chosen & {*moments.known_ns.tolist()}) >= known
 
 
 def test_default_sessions_are_the_newest_and_the_newest_odd_ones(tmp_path: Path) -> None:

@@ -68,13 +68,15 @@ def records_of(schema: str) -> np.ndarray:
     return out
 
 
-def futures_of(root: Path, schema: str, futures: Sequence[Future]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def futures_of(
+    root: Path, schema: str, futures: Sequence[Future], at_ns: int = AT_NS
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     (root / "in").mkdir()
     (root / "in" / "a.dbn.zst").write_bytes(dbn_bytes(records_of(schema), schema, start_ns=START_NS))
     entries = scan_folder(root / "in")
     layouts, made = layouts_of(entries[0].header), {}
     for future in futures:
-        write_future(entries, root / future, AT_NS, future)
+        write_future(entries, root / future, at_ns, future)
         made[future] = read_records(root / future / "a.dbn.zst", layouts)
     return read_records(entries[0].path, layouts), made
 
@@ -121,6 +123,21 @@ def test_all_that_may_be_another_is_and_nothing_before(schema: str, tmp_path: Pa
         assert moved.mean() == pytest.approx(0.5, abs=0.01)
         assert late[n:][~moved].tobytes() == real[n:][~moved].tobytes()
         assert all((late[c][n:][moved] != real[c][n:][moved]).all() for c in prices)
+
+
+@pytest.mark.parametrize("schema", ["trades", "mbp-10"])
+@pytest.mark.parametrize("into_s", [0, 20])
+def test_within_a_minute_prices_stay_near_until_it_is_over(schema: str, into_s: int, tmp_path: Path) -> None:
+    real, made = futures_of(tmp_path, schema, ["up", "altered", "shuffled"], AT_NS + into_s * NS)
+    name = "price" if schema == "trades" else "ask_px_00"
+    soon, later = slice(N // 2 + into_s, N // 2 + 60), slice(N // 2 + 60, N)
+    for future in ("up", "altered"):
+        moved = [np.abs(made[future][name][part] / real[name][part] - 1) for part in (soon, later)]
+        assert moved[0].min() > 0
+        assert bool(moved[0].max() <= 0.0002) is (into_s > 0)
+        assert moved[1].max() > 0.005
+    among = [np.sort(r[name][soon]) for r in (made["shuffled"], real)]
+    assert np.array_equal(*among) is (into_s > 0)
 
 
 def test_a_file_is_rewritten_in_chunks_and_within_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

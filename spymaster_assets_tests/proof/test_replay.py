@@ -19,8 +19,9 @@ from spymaster_assets.market.simulate import write_market
 from spymaster_assets.partitions import SESSION_ASSETS, calendar_of
 from spymaster_assets.proof.compare import differences
 from spymaster_assets.proof.cutting import FUTURES
-from spymaster_assets.settings import MINUTE_NS, Settings
+from spymaster_assets.settings import MINUTE_NS, NS, Settings
 from spymaster_assets.signals import levels as levels_module
+from spymaster_assets.signals.build import signals_from_parquet, signals_to_parquet
 from spymaster_assets.store import Artifact, ArtifactStore, dump_json
 from spymaster_assets.tables import parquet_bytes
 from spymaster_assets_tests.builders import CONTRACT
@@ -172,6 +173,68 @@ def test_labels_of_sequences_and_the_facts_of_levels_are_compared(made: Settings
     again = other.publish("levels", KEY, {**files, "levels.json": forged_levels})
     assert differences(levels, again, OPENS_NS - 1, CONTRACT)[0] == []
     assert [d.row for d in differences(levels, again, OPENS_NS, CONTRACT)[0]] == ["warmup_sigma"]
+
+
+def test_what_is_known_when_a_bar_starts_is_compared_before_it_has_ended(made: Settings, tmp_path: Path) -> None:
+    store, other = ArtifactStore(made.root), ArtifactStore(tmp_path / "other")
+    levels, sequences = (store.load(a, KEY) for a in ("levels", "sequence_dataset"))
+    frame = levels.frame("levels.parquet")
+    start_ns = int(frame["start_ns"][-1])
+    last = pl.col("start_ns") == start_ns
+    first = last & last.is_first_distinct()
+    files = {f: levels.read(f) for f in levels.files}
+    for forged, column in (
+        (
+            frame.with_columns(
+                pl.when(first).then(pl.col("level_price_e9") + 1).otherwise("level_price_e9").alias("level_price_e9")
+            ),
+            "level_price_e9",
+        ),
+        (frame.filter(~first), "level_kind"),
+        (frame.filter(~last), None),  # the bar may not be
+    ):
+        buffer = io.BytesIO()
+        forged.write_parquet(buffer)
+        again = other.publish("levels", KEY, {**files, "levels.parquet": buffer.getvalue()})
+        found = [d.column for d in differences(levels, again, start_ns, CONTRACT)[0]]
+        assert found[:1] == ([column] if column else [])
+        assert differences(levels, again, start_ns - 1, CONTRACT)[0] == []
+        assert differences(levels, again, start_ns + MINUTE_NS, CONTRACT)[0] != []
+    name = f"sequence_dataset_{KEY}.npz"
+    arrays = from_npz_bytes(sequences.read(name))
+    t0_ns, statics = int(arrays["ts_ns"][-1]), arrays["static_feature_names"].tolist()
+    for array, at, column, after_s in (
+        ("X", (-1, -2, 0), "X[:, :-1]", 0),
+        ("X", (-1, -1, 0), "X[:, -1]", 60),
+        ("static", (-1, statics.index("sma_200_slope")), "static sma_200_slope", 0),
+        ("static", (-1, statics.index("distance")), "static distance", 60),
+    ):
+        changed = arrays[array].copy()
+        changed[at] = 7
+        again = other.publish("sequence_dataset", KEY, {name: to_npz_bytes({**arrays, array: changed})})
+        known_ns = t0_ns + after_s * NS
+        assert [d.column for d in differences(sequences, again, known_ns, CONTRACT)[0]] == [column]
+        assert differences(sequences, again, known_ns - 1, CONTRACT)[0] == []
+
+
+def test_figures_of_the_whole_day_are_compared_once_it_is_over(made: Settings, tmp_path: Path) -> None:
+    store, closes_ns = ArtifactStore(made.root), calendar_of("SPY").session(KEY).regular_close_ns
+    name = f"signals_{KEY}.parquet"
+    stored = store.load("signals", KEY)
+    signals = signals_from_parquet(stored.read(name), CONTRACT)
+    rates = {
+        **signals.metadata["base_rates"],
+        "dollars": {**signals.metadata["base_rates"]["dollars"], "4min": {"n": 1}},
+    }
+    shares = {**signals.metadata["null_share"], "atr": 0.5}
+    for metadata, row, known_ns in (
+        ({"base_rates": rates}, "base rate, dollars, 4min", closes_ns),
+        ({"null_share": shares}, "null share of atr", closes_ns + 4 * MINUTE_NS),
+    ):
+        forged = replace(signals, metadata={**signals.metadata, **metadata})
+        again = ArtifactStore(tmp_path / "other").publish("signals", KEY, {name: signals_to_parquet(forged)})
+        assert [d.row for d in differences(stored, again, known_ns, CONTRACT)[0]] == [row]
+        assert differences(stored, again, known_ns - 1, CONTRACT)[0] == []
 
 
 def test_a_file_that_only_the_replay_holds_is_a_difference(made: Settings, tmp_path: Path) -> None:

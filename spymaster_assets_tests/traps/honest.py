@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -26,13 +27,16 @@ from spymaster_assets_tests.traps.pipelines import (
     PARTS,
     QUOTES,
     SIGNALS,
+    TOUCHES,
     VALID_NS,
     X,
+    at_start,
     bar_frame,
     before,
     feature_frame,
     label_frame,
     matrix,
+    touch_frame,
     with_session,
 )
 from spymaster_assets_tests.traps.planted_data import BASE, RELEASES, front_bars, with_close, with_feature
@@ -53,6 +57,7 @@ from spymaster_assets_tests.traps.planted_learning import (
 
 PIPELINES: Mapping[str, Mapping[str, Node]] = {
     "pipeline_signals": SIGNALS,
+    "pipeline_touches": TOUCHES,
     "pipeline_labels": LABELS,
     "pipeline_parts": PARTS,
     "pipeline_model": MODEL,
@@ -145,6 +150,20 @@ def known_later(bars: KnownTable) -> KnownTable:
         bars.frame["end_ns"].shift(-1).fill_null(2**62).alias("later_ns"),
     )
     return KnownTable(frame.select(BASE), frame["end_ns"].to_numpy(), {"flow": frame["later_ns"].to_numpy()}, "end_ns")
+
+
+@honest(TOUCHES, at="touches")
+def distance_at_the_end(bars: KnownTable) -> KnownTable:
+    """Distance from the touch bar's close, declared known when that bar has ended."""
+    made = at_start(touch_frame(bars.frame))
+    return replace(made, frame=made.frame.with_columns((pl.col("level") - pl.col("close")).alias("distance")))
+
+
+@honest(TOUCHES, at="touches")
+def only_if_it_closes_near(bars: KnownTable) -> KnownTable:
+    """Whether there is a row hangs on its bar's close, what is known of it before that bar does not."""
+    near = (pl.col("close") / pl.col("level") - 1).abs() < 0.001
+    return at_start(touch_frame(bars.frame).filter(near))
 
 
 @honest(SIGNALS, at="bars")

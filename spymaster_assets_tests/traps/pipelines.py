@@ -25,6 +25,10 @@ BAR = (
 ASOF_NS, VALID_NS = opens_ns(ASOF), opens_ns(VALID_FROM)
 
 
+KNOWN_AT_START = ("session", "level", "side", "before")
+"""Columns of a touch that are known when its bar starts."""
+
+
 def session_frame() -> pl.DataFrame:
     """Sessions as the calendar has them in advance: key, opens_ns, closes_ns."""
     return pl.DataFrame(
@@ -250,6 +254,27 @@ def hourly(hours: KnownTable) -> KnownTable:
     return at_end(hours.frame.select("end_ns", pl.col("to_close").sqrt().alias("root_time")))
 
 
+def touch_frame(bars: pl.DataFrame) -> pl.DataFrame:
+    """Bars whose range comes within a fiftieth of the last close before them: that close (level), its side of the close before it, and
+    how many touches the session had before."""
+    level = pl.col("close").shift(1)
+    out = bars.with_columns(level.alias("level"), (level - level.shift(1)).sign().alias("side")).drop_nulls()
+    near = (pl.col("low") <= 1.02 * pl.col("level")) & (pl.col("high") >= 0.98 * pl.col("level"))
+    return out.filter(near).with_columns(before=pl.int_range(pl.len()).over("session"))
+
+
+def at_start(touches: pl.DataFrame, *columns: str) -> KnownTable:
+    """Touches, certain when their bar has ended; KNOWN_AT_START and `columns` are declared known when it starts."""
+    known = {c: touches["start_ns"].to_numpy() for c in (*KNOWN_AT_START, *columns)}
+    frame = touches.select("start_ns", "end_ns", *known, "close")
+    return KnownTable(frame, frame["end_ns"].to_numpy(), known, "start_ns", ("start_ns",))
+
+
+def touches(bars: KnownTable) -> KnownTable:
+    """Touches with what was known when their bar started, and its close."""
+    return at_start(touch_frame(bars.frame))
+
+
 SIGNALS: dict[str, Node] = {"bars": bars, "features": features}
 LABELS: dict[str, Node] = {**SIGNALS, "labels": labels, "rows": rows}
 PARTS: dict[str, Node] = {**LABELS, "train": train}
@@ -257,4 +282,5 @@ MODEL: dict[str, Node] = {**LABELS, "scaler": scaler, "model": model, "predictio
 CALIBRATION: dict[str, Node] = {**LABELS, "scores": scores, "calibrator": calibrator, "calibrated": calibrated}
 NEIGHBOURS: dict[str, Node] = {**LABELS, "neighbours": neighbours}
 QUOTES: dict[str, Node] = {"bars": bars, "quoted": quoted, "spreads": spreads}
+TOUCHES: dict[str, Node] = {"bars": bars, "touches": touches}
 HOURS: dict[str, Node] = {"bars": bars, "hours": hours, "hourly": hourly}

@@ -18,9 +18,12 @@ from spymaster_assets_tests.traps.pipelines import (
     LABELS,
     QUOTES,
     SIGNALS,
+    TOUCHES,
+    at_start,
     bar_frame,
     feature_frame,
     label_frame,
+    touch_frame,
     with_session,
 )
 
@@ -124,6 +127,27 @@ def days_by_volume(bars: KnownTable) -> KnownTable:
     frame = feature_frame(bars.frame).with_columns(bars.frame["volume"])
     day = pl.col("volume").sum().over("session")
     return at_end(frame.sort(day, "end_ns").select(BASE))
+
+
+@leak("features", TOUCHES, at="touches")
+def distance_of_own_bar(bars: KnownTable) -> KnownTable:
+    """Declared known when the touch bar starts, measured from its close."""
+    frame = touch_frame(bars.frame)
+    return at_start(frame.with_columns((pl.col("level") - pl.col("close")).alias("distance")), "distance")
+
+
+@leak("features", TOUCHES, at="touches")
+def busy_touches_before(bars: KnownTable) -> KnownTable:
+    """Touches so far whose bar traded more than 350: its own bar is counted."""
+    busy = (pl.col("volume") > 350).cum_sum().over("session")
+    return at_start(touch_frame(bars.frame).with_columns(busy.alias("before")))
+
+
+@leak("features", TOUCHES, at="touches")
+def side_of_own_bar(bars: KnownTable) -> KnownTable:
+    """The side of the level that the touch bar closes on, declared as that of the approach."""
+    side = (pl.col("level") - pl.col("close")).sign()
+    return at_start(touch_frame(bars.frame).with_columns(side.alias("side")))
 
 
 # labels
