@@ -81,7 +81,7 @@ def market_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
         **common,
         deps=[market_files],
         kinds={"parquet", "numba"},
-        code_version=fingerprint(calendar.rules, TIMEFRAMES_MIN, "1"),
+        code_version=fingerprint(calendar.rules, TIMEFRAMES_MIN, "2"),
         description="Bars of 1, 2, 5, 10, 15, 20, 25, 30, 45 and 60 minutes, anchored at the session start, of every outright that traded. "
         "Prices are int64 in 1e-9 points.",
     )

@@ -39,8 +39,8 @@ def session_bars(records: NDArray[np.void], session: Session, registration: Sess
 
     records: TRADE_DTYPE or OHLCV_DTYPE in receive order. A trade belongs to the bar of its receive time: a bar holds what was known
     when it closed. vwap is in points; from ohlcv input it is the volume-weighted typical price (high + low + close) / 3, trade counts are
-    null, and so are signed volumes, as they are where no trade has a known side. Raises MarketDataError on a record outside the session
-    or out of order.
+    null, and so are signed volumes, as they are until a trade of the contract has a known side. Raises MarketDataError on a record outside
+    the session or out of order.
     """
     _refuse_outside(records, session, registration.schema)
     frames: list[pl.DataFrame] = []
@@ -147,7 +147,8 @@ def _frame(
     length_ns = timeframe * MINUTE_NS
     start = session.open_ns + slot * length_ns
     trades = registration.schema == "trades"
-    sided = trades and bool(sums[:, [_BUY, _SELL]].any())
+    # known from the bar on that has a first side: a later one must not turn what was null into 0
+    sided = np.maximum.accumulate(sums[:, _BUY] + sums[:, _SELL]) > 0
     volume = sums[:, _VOLUME]
     with np.errstate(invalid="ignore", divide="ignore"):
         vwap = np.where(volume > 0, notional / volume / 1e9, prices[:, 3] / 1e9)
@@ -163,8 +164,8 @@ def _frame(
         "volume": volume,
         "trade_count": sums[:, _COUNT] if trades else None,
         "vwap": vwap,
-        "buy_volume": sums[:, _BUY] if sided else None,
-        "sell_volume": sums[:, _SELL] if sided else None,
+        "buy_volume": pl.Series(sums[:, _BUY]).set(pl.Series(~sided), None),
+        "sell_volume": pl.Series(sums[:, _SELL]).set(pl.Series(~sided), None),
         "is_front": np.full(len(slot), instrument_id == registration.front_id),
     }
     return pl.DataFrame(columns, schema=BAR_SCHEMA)
