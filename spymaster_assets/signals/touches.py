@@ -148,18 +148,23 @@ def attempts(group, start_ns, price, strike, gap_ns, band):  # type: ignore[no-u
     """(index, cluster, first) of each event in its attempt cluster; rows sorted by time, `group` small codes.
 
     A new cluster starts after gap_ns or when the level moved from the touch before, by more than `band` or (strike above 0) to
-    another strike; `first` is the row of the cluster's first touch.
+    another strike; `first` is the row of the cluster's first touch. Touches of one bar do not count for each other: neither is certain
+    before it closes.
     """
     n = len(start_ns)
     groups = 0
     for i in range(n):
         groups = max(groups, group[i] + 1)
     last = np.full(groups, -1, np.int64)
+    before = np.full(n, -1, np.int64)
     index = np.zeros(n, np.int32)
     cluster = np.zeros(n, np.int32)
     first = np.zeros(n, np.int64)
     for i in range(n):
         j = last[group[i]]
+        if j >= 0 and start_ns[j] == start_ns[i]:
+            j = before[j]
+        before[i] = j
         if j >= 0 and start_ns[i] - start_ns[j] <= gap_ns and not _moved(price, strike, i, j, band):
             index[i], cluster[i], first[i] = index[j] + 1, cluster[j], first[j]
         else:

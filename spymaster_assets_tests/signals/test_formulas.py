@@ -198,6 +198,18 @@ class TestTouches:
         assert cluster.tolist() == [1, 1, 2, 1, 3]
         assert first.tolist() == [0, 0, 2, 3, 4]
 
+    def test_touches_of_one_bar_do_not_count_for_each_other(self) -> None:
+        start = np.array([0, 5, 5, 9], np.int64) * MIN
+        price = usd(500, 500, 505, 505)
+        index, cluster, first = tch.attempts(np.zeros(4, np.int64), start, price, price, 15 * MIN, round(0.1e9))
+        assert index.tolist() == [1, 2, 1, 2]
+        assert cluster.tolist() == [1, 1, 2, 2]
+        assert first.tolist() == [0, 0, 2, 2]
+        alone = tch.attempts(
+            np.zeros(2, np.int64), start[[0, 2]], price[[0, 2]], price[[0, 2]], 15 * MIN, round(0.1e9)
+        )
+        assert [a[1] for a in alone] == [index[2], cluster[2], 1]
+
 
 class TestLabels:
     def labels(self, path: lab.Path, level: float, sign: int, defined_until: int = 10**6 * MIN) -> dict:
