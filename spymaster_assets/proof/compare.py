@@ -127,6 +127,9 @@ def _signals(artifact: Artifact, contract: Contract) -> Tables:
     frame, meta = signals.frame, signals.metadata
     t0_ns = frame["ts_ns"].to_numpy()
     times = {c.name: t0_ns + c.known_after_s * NS for c in contract.columns if c.name != "event_id"}
+    # splits purge by what the row itself says of its labels, so they are held to that too
+    said_ns = frame["label_known_ns"].fill_null(np.iinfo(np.int64).max).to_numpy()
+    times |= {c.name: np.minimum(times[c.name], said_ns) for c in contract.role("label")}
     columns = frame.select("event_id", *times)
     yield name, KnownTable(columns, frame["decision_ns"].to_numpy(), times, "event_id", ("event_id",))
     if "base_rates" in meta:  # a table that a canary compares has no figures of its day

@@ -18,16 +18,18 @@ from spymaster_assets.store import ArtifactStore
 
 @dataclass(frozen=True)
 class Moments:
-    """Times of a session's touches at which a replay tells most, UTC ns, sorted: known_ns, when a feature or the labels of one have just
-    become known, where a reach that is too far shows; touching_ns, within the touch bars, where what is declared known at t0 shows."""
+    """Times of a session's touches at which a replay tells most, UTC ns, sorted: decided_ns, when a row has just become certain and a
+    reach of one bar too far shows; touching_ns, within the touch bars, where what is declared known at t0 shows; known_ns, when any
+    feature or the labels have just become known."""
 
-    known_ns: NDArray[np.int64]
+    decided_ns: NDArray[np.int64]
     touching_ns: NDArray[np.int64]
+    known_ns: NDArray[np.int64]
 
-    def between(self, first_ns: int, last_ns: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """known_ns and touching_ns from first_ns to last_ns."""
-        known, touching = (t[(t >= first_ns) & (t <= last_ns)] for t in (self.known_ns, self.touching_ns))
-        return known, touching
+    def between(self, first_ns: int, last_ns: int) -> Moments:
+        """Those from first_ns to last_ns."""
+        times = (self.decided_ns, self.touching_ns, self.known_ns)
+        return Moments(*(t[(t >= first_ns) & (t <= last_ns)] for t in times))
 
 
 INTO_BAR_S = (1, 30)
@@ -38,8 +40,10 @@ def known_moments(signals: pl.DataFrame, contract: Contract) -> Moments:
     """Moments of a session from its stored signals."""
     t0_ns = signals["ts_ns"].to_numpy()
     after_s = sorted({c.known_after_s for c in contract.role("feature")})
+    decided = [signals["decision_ns"].to_numpy()]
+    touching = [t0_ns + s * NS for s in INTO_BAR_S]
     known = [*(t0_ns + s * NS for s in after_s), signals["label_known_ns"].drop_nulls().to_numpy()]
-    return Moments(*(np.unique(np.concatenate(times)) for times in (known, [t0_ns + s * NS for s in INTO_BAR_S])))
+    return Moments(*(np.unique(np.concatenate(times)) for times in (decided, touching, known)))
 
 
 def cuts_of(
@@ -50,8 +54,8 @@ def cuts_of(
     from_ns: int,
     moments: Moments | None = None,
 ) -> list[int]:
-    """`count` distinct times of a session from from_ns on, ns: half of them edges at most, of the others two in five each when something
-    has just become known and within touch bars, and one random.
+    """`count` distinct times of a session from from_ns on, ns: half of them edges at most, of the others two in seven each when a row has
+    just been decided, within touch bars and when something has just become known, and one random.
 
     Edges: regular open and close, opening range end, the last start of a label, before the open and after the close. Every eighth random
     time lies anywhere in the session, the others in regular hours.
@@ -77,9 +81,9 @@ def cuts_of(
     rng = np.random.default_rng([seed, opens // MINUTE_NS])
     inner = (max(opens + 1, first), closes) if closes > max(opens + 1, first) else (first, last)
     none = np.empty(0, np.int64)
-    known, touching = moments.between(first, last) if moments else (none, none)
-    # five turns have no factor in common with six or eight futures, so each kind of time sees each future
-    turns = (known, touching, known, touching, none)
+    told = moments.between(first, last) if moments else Moments(none, none, none)
+    # seven turns have no factor in common with six or eight futures, so each kind of time sees each future
+    turns = (none, *2 * (told.decided_ns, told.touching_ns, told.known_ns))
     drawn = 0
     while len(chosen) < min(count, last - first):
         if len(times := turns[drawn % len(turns)]):

@@ -301,10 +301,12 @@ def test_cuts_are_edges_moments_and_random_times_of_the_session(demo: Demo) -> N
     t0_ns = int(signals["ts_ns"][0])
     assert {*signals["label_known_ns"].drop_nulls().to_list(), t0_ns, t0_ns + 60 * NS} <= {*moments.known_ns.tolist()}
     assert {t0_ns + NS, t0_ns + 30 * NS} <= {*moments.touching_ns.tolist()}
-    for count, touching, known in ((16, 3, 4), (64, 16, 16)):
+    assert int(signals["decision_ns"][0]) in moments.decided_ns
+    for count, touching, decided, known in ((16, 2, 2, 4), (64, 12, 12, 24)):
         chosen = {*cuts_of(session, demo.settings, count, 5, from_ns, moments)}
         assert len(chosen) == count
         assert len(chosen & {*moments.touching_ns.tolist()}) >= touching
+        assert len(chosen & {*moments.decided_ns.tolist()}) >= decided
         assert len(chosen & {*moments.known_ns.tolist()}) >= known
 
 

@@ -182,7 +182,7 @@ def test_what_is_known_when_a_bar_starts_is_compared_before_it_has_ended(made: S
     start_ns = int(frame["start_ns"][-1])
     last = pl.col("start_ns") == start_ns
     first = last & last.is_first_distinct()
-    files = {f: levels.read(f) for f in levels.files}
+    files = levels.contents()
     for forged, column in (
         (
             frame.with_columns(
@@ -193,9 +193,7 @@ def test_what_is_known_when_a_bar_starts_is_compared_before_it_has_ended(made: S
         (frame.filter(~first), "level_kind"),
         (frame.filter(~last), None),  # the bar may not be
     ):
-        buffer = io.BytesIO()
-        forged.write_parquet(buffer)
-        again = other.publish("levels", KEY, {**files, "levels.parquet": buffer.getvalue()})
+        again = other.publish("levels", KEY, {**files, "levels.parquet": parquet_bytes(forged)})
         found = [d.column for d in differences(levels, again, start_ns, CONTRACT)[0]]
         assert found[:1] == ([column] if column else [])
         assert differences(levels, again, start_ns - 1, CONTRACT)[0] == []
@@ -215,6 +213,27 @@ def test_what_is_known_when_a_bar_starts_is_compared_before_it_has_ended(made: S
         known_ns = t0_ns + after_s * NS
         assert [d.column for d in differences(sequences, again, known_ns, CONTRACT)[0]] == [column]
         assert differences(sequences, again, known_ns - 1, CONTRACT)[0] == []
+
+
+def test_labels_are_compared_from_when_their_row_says_that_they_are_known(made: Settings, tmp_path: Path) -> None:
+    """A split purges by what the row says: a time that comes too early is look-ahead, however late the contract has the column."""
+    store, other = ArtifactStore(made.root), ArtifactStore(tmp_path / "other")
+    name = f"signals_{KEY}.parquet"
+    signals = signals_from_parquet(store.load("signals", KEY).read(name), CONTRACT)
+    decided_ns = int(signals.frame["decision_ns"].max())  # type: ignore[arg-type]
+    last = pl.col("decision_ns") == decided_ns
+    early = signals.frame.with_columns(
+        pl.when(last).then("decision_ns").otherwise("label_known_ns").alias("label_known_ns")
+    )
+    for frame, columns in ((signals.frame, set()), (early, {"strength_signed_4min"})):
+        moved = frame.with_columns(
+            pl.when(last).then(7.5).otherwise("strength_signed_4min").alias("strength_signed_4min"),
+        )
+        one, two = (
+            store_.publish("signals", KEY, {name: signals_to_parquet(replace(signals, frame=f))})
+            for store_, f in ((ArtifactStore(tmp_path / "one"), frame), (other, moved))
+        )
+        assert {d.column for d in differences(one, two, decided_ns, CONTRACT)[0]} == columns
 
 
 def test_figures_of_the_whole_day_are_compared_once_it_is_over(made: Settings, tmp_path: Path) -> None:

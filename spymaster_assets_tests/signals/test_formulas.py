@@ -205,9 +205,7 @@ class TestTouches:
         assert index.tolist() == [1, 2, 1, 2]
         assert cluster.tolist() == [1, 1, 2, 2]
         assert first.tolist() == [0, 0, 2, 2]
-        alone = tch.attempts(
-            np.zeros(2, np.int64), start[[0, 2]], price[[0, 2]], price[[0, 2]], 15 * MIN, round(0.1e9)
-        )
+        alone = tch.attempts(np.zeros(2, np.int64), start[[0, 2]], price[[0, 2]], price[[0, 2]], 15 * MIN, round(0.1e9))
         assert [a[1] for a in alone] == [index[2], cluster[2], 1]
 
 
