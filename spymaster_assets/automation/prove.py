@@ -28,7 +28,7 @@ from spymaster_assets.automation.shadow import (
     rebuild,
     shadow_of,
 )
-from spymaster_assets.contract import load_contract
+from spymaster_assets.contract import STAGES, decision_column, load_contract
 from spymaster_assets.errors import ArtifactError, ConfigError, MissingInputError
 from spymaster_assets.evaluation.calibration import judge
 from spymaster_assets.market.calendar import Session
@@ -51,7 +51,7 @@ from spymaster_assets.proof.cutting import FUTURES, NEVER_OF_BARS, Future, write
 from spymaster_assets.proof.lineage import input_of
 from spymaster_assets.proof.members import file_differences, fitted_differences
 from spymaster_assets.proof.reports import PREDICTIONS, page_entries, page_sections, prediction_differences
-from spymaster_assets.settings import NS, Settings
+from spymaster_assets.settings import DELAYS_S, NS, Settings
 from spymaster_assets.store import Artifact, ArtifactStore, dump_json
 
 Later = Literal["absent", "altered"]
@@ -456,11 +456,12 @@ def _session_tries(
 def _report_tries(
     settings: Settings, store: ArtifactStore, asof: str, cuts: int, seed: int
 ) -> list[Callable[[], Replay]]:
-    """The report with later sessions absent and altered, and its test sessions cut and altered in turn, just before a label is complete."""
+    """The report with later sessions absent and altered, and its test sessions cut and altered in turn from decisions on."""
     if why := _unfit(store, REPORT_ASSET, asof):
         return [lambda: Replay(asof, "later sessions absent", 0, {}, untried=(why,), about=(REPORT_ASSET,))]
     tests = pl.concat([read_signals(store, k)[0].frame for k in read_split(store, asof)[0].test])
-    moments_ns = (tests["label_known_ns"] - 1).unique().sort().to_numpy()
+    decisions = {decision_column(stage, delay) for stage in STAGES for delay in DELAYS_S}
+    moments_ns = pl.concat([tests[c].drop_nulls() for c in sorted(decisions)]).unique().sort().to_numpy()
     rng = np.random.default_rng([seed, len(moments_ns)])
     count = min(max(2, cuts // CUTS_PER_PREDICTION_CUT), len(moments_ns))
     chosen: list[int] = rng.choice(moments_ns, count, replace=False).tolist()

@@ -79,7 +79,7 @@ def test_the_demo_holds_and_the_job_records_it_for_each_asset_of_the_partition(d
     for asset in ASSETS:
         partition = None if asset == WALK_FORWARD_ASSET else asof
         key = dg.AssetCheckKey(dg.AssetKey(asset), CHECK)
-        (made,) = demo.instance.event_log_storage.get_asset_check_execution_history(key, limit=5)
+        made, *_ = demo.instance.event_log_storage.get_asset_check_execution_history(key, limit=5)
         assert made.evaluation is not None
         assert (made.partition, made.evaluation.passed) == (partition, True), made.evaluation.description
         told = {name: value.value for name, value in made.evaluation.metadata.items()}
@@ -280,7 +280,7 @@ def normalised(said: pl.DataFrame, *_: object) -> pl.DataFrame:
 
 def calibrated(said: pl.DataFrame, test: pl.DataFrame) -> pl.DataFrame:
     """Each prediction is moved towards what happened: a calibrator that was fitted on the test rows themselves."""
-    truth = test.select("event_id", pl.col("strength_signed_4min").sign().fill_null(0.0).alias("truth"))
+    truth = test.select("event_id", pl.col("strength_signed_4min").fill_null(0.0).alias("truth"))
     joined = said.join(truth, on="event_id", how="left", maintain_order="left")
     return joined.with_columns(pl.col("p") + 0.01 * pl.col("truth")).drop("truth")
 
@@ -300,7 +300,7 @@ def test_a_prediction_that_knows_later_touches_is_found(
     rebuild(settings, [REPORT_ASSET], asof)
     test = read_split(demo.store, asof)[0].test
     touches = read_signals(demo.store, test[0])[0].frame
-    at_ns = int(touches["label_known_ns"][touches.height // 2]) - 1
+    at_ns = int(touches["decision_ns"][touches.height // 2])
     replay = replay_predictions(settings, asof, at_ns, "altered")
     (found,) = replay.differences
     assert (found.asset, found.key, found.column) == (REPORT_ASSET, asof, "p")
