@@ -61,7 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="a session to replay (default: the newest, and the newest DST change, roll and half day)",
     )
     prove.add_argument(
-        "--asof", action="append", default=[], help="an as-of session to refit (default: the newest with models)"
+        "--asof",
+        action="append",
+        default=[],
+        help="an as-of session to refit (default: the newest with models, and the newest with a report)",
     )
     prove.add_argument("--cuts", type=int, help="times at which a session is replayed (default: SPYMASTER_PROVE_CUTS)")
     prove.add_argument("--seed", type=int, default=0)
@@ -127,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _prove(settings: Settings, options: argparse.Namespace) -> int:
-    from spymaster_assets.automation.prove import provable_asofs, prove
+    from spymaster_assets.automation.prove import prove, telling_asofs
     from spymaster_assets.automation.replay_checks import CHECK, record, verdicts
     from spymaster_assets.proof.cuts import telling_sessions
 
@@ -139,7 +142,7 @@ def _prove(settings: Settings, options: argparse.Namespace) -> int:
     named = bool(options.session or options.asof)
     chosen = {} if named else telling_sessions(store, calendar_of(settings.symbol))
     sessions = options.session or list(chosen)
-    asofs = options.asof or ([] if named else provable_asofs(store)[-1:])
+    asofs = options.asof or ([] if named else telling_asofs(store))
     told = ", ".join(f"{k} ({chosen[k]})" if k in chosen else k for k in sessions)
     console.print(f"Sessions: {told or 'none'}. As of: {', '.join(asofs) or 'none'}.")
     replays = prove(settings, sessions, asofs, options.cuts or settings.prove.cuts, options.seed, console)

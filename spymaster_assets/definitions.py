@@ -37,20 +37,18 @@ def build_definitions(settings: Settings) -> dg.Definitions:
 
     def made(*assets: str) -> dg.AssetSelection:
         """Assets with their checks, but not their replays."""
-        return dg.AssetSelection.assets(*assets) - dg.AssetSelection.checks(replays)
+        return dg.AssetSelection.assets(*assets) - dg.AssetSelection.checks(*replays)
 
     jobs = {
         DATA_JOB: dg.define_asset_job(DATA_JOB, made(*SESSION_ASSETS), description="A session's data."),
         MODEL_JOB: dg.define_asset_job(MODEL_JOB, made(*MODEL_ASSETS), description="Models as of a session."),
-        REPORT_JOB: dg.define_asset_job(
-            REPORT_JOB, dg.AssetSelection.assets(REPORT_ASSET), description="A fold's scores."
-        ),
+        REPORT_JOB: dg.define_asset_job(REPORT_JOB, made(REPORT_ASSET), description="A fold's scores."),
     }
     groups = (market_assets, feed_assets, signal_assets, dataset_assets, model_assets, canary_assets, proof_assets)
     graph = [member for group in groups for member in group(settings)]
     return dg.Definitions(
         assets=[a for a in graph if not isinstance(a, dg.AssetChecksDefinition)],
-        asset_checks=[*(c for c in graph if isinstance(c, dg.AssetChecksDefinition)), replays],
+        asset_checks=[*(c for c in graph if isinstance(c, dg.AssetChecksDefinition)), *replays],
         jobs=[*jobs.values(), proof_job],
         schedules=[prove_schedule(settings, proof_job)],
         # most steps take less time than a process of their own would need to start; runs are parallel instead

@@ -28,6 +28,11 @@ FITTED_ASSETS = ("patchtst_model", "tree_bundles", "retrieval_index")
 MODEL_ASSETS = ("split_manifest", *FITTED_ASSETS, "canaries")
 """Assets keyed by the as-of session: they know only what came before it."""
 REPORT_ASSET = "calibration_report"
+"""Keyed by the as-of session, made once its test sessions are in."""
+WALK_FORWARD_ASSET = "walk_forward_report"
+"""All folds together, without partitions."""
+ASSETS = (*SESSION_ASSETS, *MODEL_ASSETS, REPORT_ASSET, WALK_FORWARD_ASSET)
+"""Every asset of the graph, upstream first."""
 DEFAULT_FIRST_SESSION = "2024-01-02"
 """First partition of a deployment that names none and has no input yet."""
 

@@ -55,7 +55,7 @@ def model_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
         **common,
         deps=["split_manifest", dg.AssetDep("sequence_dataset", partition_mapping=window)],
         kinds={"pytorch", "huggingface"},
-        code_version=fingerprint(settings.patchtst, settings.sequence, contract.sha256, "2"),
+        code_version=fingerprint(settings.patchtst, settings.sequence, contract.sha256, "3"),
         description="PatchTST over the bars before each touch with late static fusion: BREAK or BOUNCE, and strength.",
     )
     def patchtst_model(
@@ -115,7 +115,7 @@ def model_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
         **common,
         deps=["split_manifest", dg.AssetDep("signals", partition_mapping=window)],
         kinds={"xgboost"},
-        code_version=fingerprint(settings.tree, contract.sha256, "2"),
+        code_version=fingerprint(settings.tree, contract.sha256, "3"),
         description="XGBoost heads tradeable_2, direction and strength at 2, 4, 8 minutes, stage A (known at the touch) and B (known "
         "at confirmation); a head with too few positives is skipped with its reason.",
     )

@@ -56,7 +56,7 @@ def proof_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
             dg.AssetDep("sequence_dataset", partition_mapping=window),
         ],
         kinds={"json"},
-        code_version=fingerprint(settings.split, contract.sha256, "1"),
+        code_version=fingerprint(settings.split, contract.sha256, "2"),
         description="Brier, skill, log loss, ECE and reliability of every head on the test sessions of this as-of session, from the stored "
         "artifacts, beside base rate, logistic regression, time of day and random neighbours.",
     )

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Literal
+from itertools import islice, takewhile
+from typing import Any, Literal, get_args
 
+import numpy as np
+import polars as pl
 from rich.console import Console
 from rich.progress import track
 
 from spymaster_assets.assets.datasets import read_split
+from spymaster_assets.assets.proof import REPORT_KEY
 from spymaster_assets.assets.signals import read_signals, warmup_sessions
 from spymaster_assets.automation.shadow import (
     REACH_NS,
@@ -24,25 +28,40 @@ from spymaster_assets.automation.shadow import (
     rebuild,
     shadow_of,
 )
-from spymaster_assets.contract import load_contract
+from spymaster_assets.contract import STAGES, decision_column, load_contract
 from spymaster_assets.errors import ArtifactError, ConfigError, MissingInputError
+from spymaster_assets.evaluation.calibration import judge
+from spymaster_assets.market.calendar import Session
 from spymaster_assets.market.dbn import BAR_SECONDS
 from spymaster_assets.market.files import SessionFiles, scan_flat
 from spymaster_assets.market.options import is_option_trades_csv
-from spymaster_assets.partitions import MODEL_ASSETS, SESSION_ASSETS, all_sessions, calendar_of
+from spymaster_assets.partitions import (
+    ASSETS,
+    FITTED_ASSETS,
+    MODEL_ASSETS,
+    REPORT_ASSET,
+    SESSION_ASSETS,
+    WALK_FORWARD_ASSET,
+    all_sessions,
+    calendar_of,
+)
 from spymaster_assets.proof.compare import Difference, differences
 from spymaster_assets.proof.cuts import cuts_of, cuttable_from_ns, known_moments
 from spymaster_assets.proof.cutting import FUTURES, NEVER_OF_BARS, Future, write_flat_future, write_future
-from spymaster_assets.proof.members import fitted_differences
-from spymaster_assets.settings import NS, Settings
-from spymaster_assets.store import Artifact, ArtifactStore
+from spymaster_assets.proof.lineage import input_of
+from spymaster_assets.proof.members import file_differences, fitted_differences
+from spymaster_assets.proof.reports import PREDICTIONS, page_entries, page_sections, prediction_differences
+from spymaster_assets.settings import DELAYS_S, NS, Settings
+from spymaster_assets.store import Artifact, ArtifactStore, dump_json
 
 Later = Literal["absent", "altered"]
-"""What becomes of the as-of session and those after it while its models are refitted."""
+"""What becomes of the sessions that came after an asset was made, the as-of session of models among them."""
 Results = dict[str, tuple[list[Difference], int]]
 """Per asset what differs and how many values were compared."""
 LATER_SESSIONS = 2
-"""How many sessions from the as-of session on are rebuilt with another content."""
+"""How many sessions that came after are rebuilt with another content."""
+CUTS_PER_PREDICTION_CUT = 8
+"""A report's predictions are replayed at so many times fewer than a session, since each rebuilds a session and the report."""
 REFUSING = MODEL_ASSETS[1:]
 """What reads signals or sequences by the hashes of its split."""
 
@@ -62,6 +81,7 @@ class Replay:
     differences: tuple[Difference, ...] = ()
     nearest: Mapping[str, str | None] = field(default_factory=dict)
     untried: tuple[str, ...] = ()
+    about: tuple[str, ...] = ()
 
     @property
     def at(self) -> str:
@@ -82,21 +102,38 @@ def replay_session(settings: Settings, key: str, at_ns: int, future: Future) -> 
     An asset that cannot be made of it is a difference; what stands below it is not judged. Raises ArtifactError or MissingInputError
     when a stored artifact is damaged or missing.
     """
-    store, contract = ArtifactStore(settings.root), load_contract()
+    store = ArtifactStore(settings.root)
     session = calendar_of(settings.symbol).session(key)
     with shadow_of(settings) as shadow:
-        near, within_ns = files_near(settings, session), (session.open_ns - REACH_NS, session.close_ns)
-        write_future(near, shadow.dbn_dir, at_ns, future, within_ns=within_ns)
-        flat = [f.path for f in scan_flat(settings.dbn_dir) if f.is_of(key) and is_option_trades_csv(f.path)]
-        write_flat_future(flat, settings.dbn_dir, shadow.dbn_dir, at_ns, future)
+        _write(settings, shadow, [session], at_ns, future)
         lend(store, shadow.root, "ohlcv_bars", warmup_sessions(settings, key))
         results = _rebuilt(shadow, SESSION_ASSETS, key)
-        replayed = ArtifactStore(shadow.root)
-        made = [a for a in SESSION_ASSETS if replayed.exists(a, key)]
-        # a tape that is cut is only known to be complete up to its last record
-        known_ns = min(at_ns, _registered(replayed, key).observed_until_ns) if made else at_ns
-        results |= {a: differences(store.load(a, key), replayed.load(a, key), known_ns, contract) for a in made}
+        results |= _compared_session(store, ArtifactStore(shadow.root), key, at_ns)
     return _judged(settings, key, future, at_ns, results)
+
+
+def _write(settings: Settings, shadow: Settings, sessions: Sequence[Session], at_ns: int, future: Future) -> None:
+    """Files that the sessions may be made of, as `future` says from at_ns on."""
+    within_ns = (sessions[0].open_ns - REACH_NS, sessions[-1].close_ns)
+    near = files_near(settings, sessions[0], sessions[-1].close_ns)
+    write_future(near, shadow.dbn_dir, at_ns, future, within_ns=within_ns)
+    flat = [
+        f.path
+        for f in scan_flat(settings.dbn_dir)
+        if any(f.is_of(s.key) for s in sessions) and is_option_trades_csv(f.path)
+    ]
+    write_flat_future(flat, settings.dbn_dir, shadow.dbn_dir, at_ns, future)
+
+
+def _compared_session(store: ArtifactStore, replayed: ArtifactStore, key: str, at_ns: int) -> Results:
+    made, contract = [a for a in SESSION_ASSETS if replayed.exists(a, key)], load_contract()
+    known_ns = _known_ns(replayed, key, at_ns) if made else at_ns
+    return {a: differences(store.load(a, key), replayed.load(a, key), known_ns, contract) for a in made}
+
+
+def _known_ns(replayed: ArtifactStore, key: str, at_ns: int) -> int:
+    """A tape that is cut is only known to be complete up to its last record."""
+    return min(at_ns, _registered(replayed, key).observed_until_ns)
 
 
 def replay_models(settings: Settings, asof: str, later: Later) -> Replay:
@@ -104,31 +141,173 @@ def replay_models(settings: Settings, asof: str, later: Later) -> Replay:
 
     Every file of them is compared, byte for byte but for provenance. Raises like `replay_session`.
     """
-    store, calendar = ArtifactStore(settings.root), calendar_of(settings.symbol)
-    sessions, made = all_sessions(settings), stored_models(store, asof)
-    at_ns = calendar.session(asof).open_ns
-    following = [k for k in sessions if k >= asof and store.exists("sequence_dataset", k)][:LATER_SESSIONS]
+    store = ArtifactStore(settings.root)
+    made = stored_models(store, asof)
+
+    def refit(shadow: Settings) -> Results:
+        return _refitted(store, shadow, made, asof)
+
+    replay = _replay_later(settings, asof, asof, later, ("signals", "sequence_dataset", "levels"), refit, MODEL_ASSETS)
+    return replace(replay, untried=_unmade(store, asof)) if replay.compared else replay
+
+
+def replay_report(settings: Settings, asof: str, later: Later) -> Replay:
+    """Make an as-of session's calibration report again where the sessions after its last test session do not exist, or hold another market.
+
+    Every file of it is compared, byte for byte. Raises like `replay_session`.
+    """
+    store = ArtifactStore(settings.root)
+    split = read_split(store, asof)[0]
+
+    def again(shadow: Settings) -> Results:
+        for asset in MODEL_ASSETS:
+            lend(store, shadow.root, asset, [asof])
+        return _refitted(store, shadow, [REPORT_ASSET], asof)
+
+    first = calendar_of(settings.symbol).next(split.test[-1])
+    lent = ("signals", "sequence_dataset", "levels")
+    return _replay_later(settings, asof, first, later, lent, again, (REPORT_ASSET,))
+
+
+def replay_predictions(settings: Settings, asof: str, at_ns: int, future: Future) -> Replay:
+    """Make an as-of session's calibration report again where the test session in which at_ns lies ends there, or is another from there on.
+
+    Test sessions after it do not exist when it is cut; else up to LATER_SESSIONS of them hold another market and the others do not
+    exist. What was known at at_ns is compared: each prediction from its decision on, its outcome once the label is complete.
+    Raises like `replay_session`.
+    """
+    store, calendar, contract = ArtifactStore(settings.root), calendar_of(settings.symbol), load_contract()
+    split, split_artifact = read_split(store, asof)
+    at = max(n for n, k in enumerate(split.test) if calendar.session(k).open_ns <= at_ns)
+    remade = split.test[at : at + 1 + (0 if future == "cut" else LATER_SESSIONS)]
+    shown = replace(split, test=split.test[: at + len(remade)])
+    key, told_as = remade[0], f"test session {remade[0]} {future}"
+    with shadow_of(settings) as shadow:
+        replayed = ArtifactStore(shadow.root)
+        for asset in ("signals", "sequence_dataset"):
+            lend(store, shadow.root, asset, [*split.train, *split.validation, *split.test[:at]])
+        for asset in FITTED_ASSETS:
+            lend(store, shadow.root, asset, [asof])
+        files = {"split.json": dump_json(shown.to_json())}
+        of_split = replayed.publish("split_manifest", asof, files, inputs=split_artifact.inputs)
+        canaries = store.load("canaries", asof)
+        inputs = {**canaries.inputs, "split_manifest": of_split.sha256}
+        replayed.publish("canaries", asof, {f: canaries.read(f) for f in canaries.files}, inputs=inputs)
+        _write(settings, shadow, [calendar.session(k) for k in remade], at_ns, future)
+        lend(store, shadow.root, "ohlcv_bars", warmup_sessions(settings, key))
+        results: Results = {REPORT_ASSET: ([], 0)}
+        for k in remade:
+            results |= _rebuilt(shadow, SESSION_ASSETS, k)
+        results |= _compared_session(store, replayed, key, at_ns)
+        results |= _rebuilt(shadow, [REPORT_ASSET], asof)
+        if replayed.exists(REPORT_ASSET, asof):
+            one, other = store.load(REPORT_ASSET, asof), replayed.load(REPORT_ASSET, asof)
+            rows = [
+                pl.concat([read_signals(where, k)[0].frame for k in tests])
+                for where, tests in ((store, split.test), (replayed, shown.test))
+            ]
+            known_ns = _known_ns(replayed, key, at_ns)
+            results[REPORT_ASSET] = prediction_differences(one, other, rows[0], rows[1], known_ns, contract)
+    replay = _judged(settings, asof, told_as, at_ns, results)
+    # the session is compared to say where a difference begins; its own replays judge it
+    return replace(replay, compared={REPORT_ASSET: results[REPORT_ASSET][1]}, about=(REPORT_ASSET,))
+
+
+def replay_walk_forward(settings: Settings, upto: str, later: Later) -> Replay:
+    """Make the walk-forward report of the folds up to an as-of session again, without later folds, and where sessions after the last test
+    session do not exist or hold another market.
+
+    With all its folds it must be the stored one: report.json, and the page but for OF_ALL_SESSIONS. With the first of them it must be what
+    their stored predictions give, and the page's rows of each fold as they are stored. Raises like `replay_session`.
+    """
+    store = ArtifactStore(settings.root)
+    stored = store.load(WALK_FORWARD_ASSET, REPORT_KEY)
+    summary = stored.json("report.json")
+    everything = judged_asofs(stored)
+    judged = [k for k in everything if k <= upto]
+    folds = [k for k in summary["folds"] if k <= upto]
+    page = stored.read("report.html")
+
+    def again(shadow: Settings) -> Results:
+        for asset in ("split_manifest", "canaries", REPORT_ASSET):
+            lend(store, shadow.root, asset, judged)
+        if failed := _rebuilt(shadow, [WALK_FORWARD_ASSET], REPORT_KEY):
+            return failed
+        made = ArtifactStore(shadow.root).load(WALK_FORWARD_ASSET, REPORT_KEY)
+        if judged == everything:
+            report, parts = stored.read("report.json"), page_sections
+        else:
+            report, parts = _of_folds(store, summary, folds, judged), partial(page_entries, folds=folds)
+        files = [
+            {"report.json": data, **{f"report.html: {part}": body for part, body in parts(html).items()}}
+            for data, html in ((report, page), (made.read("report.json"), made.read("report.html")))
+        ]
+        return {WALK_FORWARD_ASSET: file_differences(WALK_FORWARD_ASSET, REPORT_KEY, files[0], files[1])}
+
+    first = calendar_of(settings.symbol).next(read_split(store, judged[-1])[0].test[-1])
+    lent = ("market_files", "ohlcv_bars", "levels", "signals")
+    replay = _replay_later(settings, REPORT_KEY, first, later, lent, again, (WALK_FORWARD_ASSET,))
+    return replay if judged == everything else replace(replay, future=f"{replay.future}, folds up to {upto}")
+
+
+def _of_folds(store: ArtifactStore, summary: Mapping[str, Any], folds: Sequence[str], judged: Sequence[str]) -> bytes:
+    """The report.json that the stored predictions of some of the folds give."""
+    reports = [store.load(REPORT_ASSET, k) for k in folds]
+    return dump_json(
+        {
+            **summary,
+            "folds": folds,
+            "canaries": [row for row in summary["canaries"] if row["asof"] in judged],
+            "trials": sum(r.json("calibration.json")["trials"] for r in reports),
+            "heads": judge(pl.concat([r.frame(PREDICTIONS) for r in reports])),
+        }
+    )
+
+
+def judged_asofs(walk_forward: Artifact) -> list[str]:
+    """As-of sessions that a walk-forward report tells of, oldest first, also those whose scores are withheld."""
+    return [row["asof"] for row in walk_forward.json("report.json")["canaries"]]
+
+
+def _replay_later(
+    settings: Settings,
+    key: str,
+    first: str,
+    later: Later,
+    lent: Sequence[str],
+    again: Callable[[Settings], Results],
+    about: tuple[str, ...],
+) -> Replay:
+    """`again` in a shadow store of lent assets of the sessions before `first`, and of those from it on, absent or altered."""
+    store, calendar, sessions = ArtifactStore(settings.root), calendar_of(settings.symbol), all_sessions(settings)
+    at_ns, told_as = calendar.session(first).open_ns, f"later sessions {later}"
+    stored = takewhile(lambda k: store.exists("sequence_dataset", k), (k for k in sessions if k >= first))
+    following = list(islice(stored, LATER_SESSIONS)) if later == "altered" else []
     if later == "altered" and not following:
-        untried = (f"later sessions altered: no session from {asof} on is stored",)
-        return Replay(asof, f"later sessions {later}", at_ns, {}, untried=untried)
+        untried = (f"{told_as}: no session from {first} on is stored",)
+        return Replay(key, told_as, at_ns, {}, untried=untried, about=about)
     results: Results = {}
     with shadow_of(settings) as shadow:
-        for asset in ("signals", "sequence_dataset", "levels"):
-            lend(store, shadow.root, asset, [k for k in sessions if k < asof and store.exists(asset, k)])
-        if later == "altered":
-            last = calendar.session(following[-1])
-            near = files_near(settings, calendar.session(asof), last.close_ns)
-            write_future(near, shadow.dbn_dir, at_ns, "altered", within_ns=(at_ns - REACH_NS, last.close_ns))
-            lend(store, shadow.root, "ohlcv_bars", warmup_sessions(settings, asof))
-            for key in following:
-                results |= _rebuilt(shadow, SESSION_ASSETS, key)
-        results |= _rebuilt(shadow, made, asof)
-        replayed = ArtifactStore(shadow.root)
-        for asset in made:
-            if replayed.exists(asset, asof):
-                results[asset] = fitted_differences(store.load(asset, asof), replayed.load(asset, asof))
-    replay = _judged(settings, asof, f"later sessions {later}", at_ns, results)
-    return replace(replay, untried=_unmade(store, asof))
+        for asset in lent:
+            lend(store, shadow.root, asset, [k for k in sessions if k < first and store.exists(asset, k)])
+        if following:
+            _write(settings, shadow, [calendar.session(k) for k in following], at_ns, "altered")
+            if "ohlcv_bars" not in lent:
+                lend(store, shadow.root, "ohlcv_bars", warmup_sessions(settings, first))
+        for k in following:
+            results |= _rebuilt(shadow, SESSION_ASSETS, k)
+        results |= again(shadow)
+    return replace(_judged(settings, key, told_as, at_ns, results), about=about)
+
+
+def _refitted(store: ArtifactStore, shadow: Settings, assets: Sequence[str], asof: str) -> Results:
+    """Rebuild an as-of session's assets and compare every file of them."""
+    results = _rebuilt(shadow, assets, asof)
+    replayed = ArtifactStore(shadow.root)
+    for asset in assets:
+        if replayed.exists(asset, asof):
+            results[asset] = fitted_differences(store.load(asset, asof), replayed.load(asset, asof))
+    return results
 
 
 def replay_redelivery(settings: Settings, asof: str) -> Replay:
@@ -183,7 +362,7 @@ def replay_redelivery(settings: Settings, asof: str) -> Replay:
     replay = _judged(settings, asof, told_as, session.regular_open_ns, results)
     untried = () if before in rebuilt else (f"{told_as}: {before}, the session before it, is not stored",)
     compared = {"split_manifest": elsewhere, **{a: results[a][1] for a in made[1:]}}
-    return replace(replay, compared=compared, untried=(*untried, *_unmade(store, asof)))
+    return replace(replay, compared=compared, untried=(*untried, *_unmade(store, asof)), about=MODEL_ASSETS)
 
 
 def provable_asofs(store: ArtifactStore) -> list[str]:
@@ -194,6 +373,15 @@ def provable_asofs(store: ArtifactStore) -> list[str]:
 def stored_models(store: ArtifactStore, asof: str) -> list[str]:
     """The split and models that are stored as of a session, upstream first."""
     return [a for a in MODEL_ASSETS if store.exists(a, asof)]
+
+
+def telling_asofs(store: ArtifactStore) -> list[str]:
+    """As-of sessions that are replayed where none is named: the newest with models, with a report, and of the walk-forward report."""
+    made = provable_asofs(store)
+    chosen = {*made[-1:], *[k for k in made if store.exists(REPORT_ASSET, k)][-1:]}
+    if store.exists(WALK_FORWARD_ASSET, REPORT_KEY):
+        chosen |= {*judged_asofs(store.load(WALK_FORWARD_ASSET, REPORT_KEY))[-1:]} & {*made}
+    return sorted(chosen, reverse=True)
 
 
 def _unmade(store: ArtifactStore, asof: str) -> tuple[str, ...]:
@@ -207,11 +395,13 @@ def prove(
     cuts: int,
     seed: int = 0,
     console: Console | None = None,
+    wanted: Collection[str] = ASSETS,
 ) -> list[Replay]:
     """Replay each session `cuts` times, with input that is cut off, another or late in turn; refit each as-of session with later sessions
-    absent and altered, and with a past one delivered again.
+    absent and altered, and with a past one delivered again; make its report again, and the walk-forward report with its newest fold.
 
-    Raises ConfigError when nothing is named, MissingInputError when a named session has no stored signals or an as-of session no model.
+    wanted: assets that replays are asked about. Raises ConfigError when nothing is named, MissingInputError when a named session has no
+    stored signals or an as-of session no model.
     """
     warnings.filterwarnings("ignore")
     store = ArtifactStore(settings.root)
@@ -234,11 +424,16 @@ def prove(
     for key in sessions:
         tries += _session_tries(settings, store, key, cuts, seed)
     for asof in asofs:
-        tries += [
-            partial(replay_redelivery, settings, asof),
-            partial(replay_models, settings, asof, "absent"),
-            partial(replay_models, settings, asof, "altered"),
-        ]
+        if not {*MODEL_ASSETS}.isdisjoint(wanted):
+            tries += [
+                partial(replay_redelivery, settings, asof),
+                partial(replay_models, settings, asof, "absent"),
+                partial(replay_models, settings, asof, "altered"),
+            ]
+        if REPORT_ASSET in wanted:
+            tries += _report_tries(settings, store, asof, cuts, seed)
+        if WALK_FORWARD_ASSET in wanted:
+            tries += _walk_forward_tries(settings, store, asof, seed)
     return [t() for t in track(tries, "replays", console=console or Console(quiet=True))]
 
 
@@ -258,6 +453,54 @@ def _session_tries(
     ]
 
 
+def _report_tries(
+    settings: Settings, store: ArtifactStore, asof: str, cuts: int, seed: int
+) -> list[Callable[[], Replay]]:
+    """The report with later sessions absent and altered, and its test sessions cut and altered in turn from decisions on."""
+    if why := _unfit(store, REPORT_ASSET, asof):
+        return [lambda: Replay(asof, "later sessions absent", 0, {}, untried=(why,), about=(REPORT_ASSET,))]
+    tests = pl.concat([read_signals(store, k)[0].frame for k in read_split(store, asof)[0].test])
+    decisions = {decision_column(stage, delay) for stage in STAGES for delay in DELAYS_S}
+    moments_ns = pl.concat([tests[c].drop_nulls() for c in sorted(decisions)]).unique().sort().to_numpy()
+    rng = np.random.default_rng([seed, len(moments_ns)])
+    count = min(max(2, cuts // CUTS_PER_PREDICTION_CUT), len(moments_ns))
+    chosen: list[int] = rng.choice(moments_ns, count, replace=False).tolist()
+    futures: tuple[Future, ...] = ("cut", "altered")
+    return [
+        partial(replay_report, settings, asof, "absent"),
+        partial(replay_report, settings, asof, "altered"),
+        *(partial(replay_predictions, settings, asof, at_ns, futures[n % 2]) for n, at_ns in enumerate(chosen)),
+    ]
+
+
+def _walk_forward_tries(settings: Settings, store: ArtifactStore, asof: str, seed: int) -> list[Callable[[], Replay]]:
+    """The walk-forward report, if this is its newest fold: with all its folds, and with the first of them, another number each seed."""
+    if not store.exists(WALK_FORWARD_ASSET, REPORT_KEY):
+        return []
+    stored = store.load(WALK_FORWARD_ASSET, REPORT_KEY)
+    *earlier, newest = judged_asofs(stored)
+    if asof != newest:
+        return []
+    if why := _unfit(store, WALK_FORWARD_ASSET, REPORT_KEY):
+        return [lambda: Replay(REPORT_KEY, "later sessions absent", 0, {}, untried=(why,), about=(WALK_FORWARD_ASSET,))]
+    earlier = [k for k in earlier if k >= stored.json("report.json")["folds"][0]]
+    some = [earlier[-1 - seed % len(earlier)]] if earlier else []
+    return [
+        partial(replay_walk_forward, settings, upto, later) for upto in (newest, *some) for later in get_args(Later)
+    ]
+
+
+def _unfit(store: ArtifactStore, asset: str, key: str) -> str | None:
+    """Why a report cannot be made again as it was: it is not stored, or an input of it is another by now."""
+    if not store.exists(asset, key):
+        return f"{asset} [{key}]: not stored"
+    report = store.load(asset, key)
+    for name, sha256 in report.inputs.items():
+        if not store.exists(*input_of(report, name)) or store.load(*input_of(report, name)).sha256 != sha256:
+            return f"{asset} [{key}]: {name} has changed since it was made"
+    return None
+
+
 def _registered(store: ArtifactStore, key: str) -> SessionFiles:
     return SessionFiles.from_json(store.load("market_files", key).json("files.json"))
 
@@ -273,7 +516,7 @@ def _unnoticed(reader: Artifact, again: str, changed: Mapping[str, str]) -> list
 def _rebuilt(shadow: Settings, assets: Sequence[str], key: str) -> Results:
     """Rebuild assets; for those that fail a difference that says so."""
     try:
-        rebuild(shadow, assets, key)
+        rebuild(shadow, assets, None if key == REPORT_KEY else key)
     except RebuildFailed as failure:
         return {
             asset: ([Difference(asset, key, "all columns", "all rows", "made", f"could not be made: {words}")], 0)
@@ -293,8 +536,7 @@ def _refuses(shadow: Settings, asset: str, asof: str) -> bool:
 
 
 def _judged(settings: Settings, key: str, future: str, at_ns: int, results: Results) -> Replay:
-    order = (*SESSION_ASSETS, *MODEL_ASSETS)
-    results = {a: results[a] for a in sorted(results, key=order.index)}
+    results = {a: results[a] for a in sorted(results, key=ASSETS.index)}
     found = tuple(d for differs, _ in results.values() for d in differs)
     among = frozenset(d.asset for d in found)
     return Replay(

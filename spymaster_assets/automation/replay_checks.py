@@ -1,6 +1,6 @@
 """`replay_holds`: the outcome of replays as a check of each asset and partition, the job `prove` and its nightly schedule."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -10,9 +10,10 @@ import dagster as dg
 # not exported, yet what the UI tells a check of the newest materialization by
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
 
+from spymaster_assets.assets.proof import REPORT_KEY
 from spymaster_assets.assets.windows import NEW_YORK, session_partitions
-from spymaster_assets.automation.prove import Replay, provable_asofs, prove
-from spymaster_assets.partitions import MODEL_ASSETS, SESSION_ASSETS, calendar_of
+from spymaster_assets.automation.prove import Replay, judged_asofs, provable_asofs, prove, telling_asofs
+from spymaster_assets.partitions import ASSETS, SESSION_ASSETS, WALK_FORWARD_ASSET, calendar_of
 from spymaster_assets.proof.compare import Difference
 from spymaster_assets.proof.cuts import telling_sessions
 from spymaster_assets.settings import Settings
@@ -20,6 +21,7 @@ from spymaster_assets.store import ArtifactStore
 
 CHECK = "replay_holds"
 PROVE_JOB = "prove"
+PARTITIONED = tuple(a for a in ASSETS if a != WALK_FORWARD_ASSET)
 SHOWN_DIFFERENCES = 100
 _COLUMNS = ("future", "cut", "asset", "column", "row", "stored", "replayed", "begins")
 _TEXT = "Rebuilt in a shadow store with a future that is cut off, another or late, it holds what was known before, byte for byte."
@@ -94,7 +96,7 @@ def verdicts(replays: Sequence[Replay]) -> dict[tuple[str, str], Verdict]:
     A difference in an asset that its replay does not judge (of a session beside a redelivered one) counts for the first that it does.
     """
     out = {}
-    assets = [(a, key) for key in dict.fromkeys(r.key for r in replays) for a in (*SESSION_ASSETS, *MODEL_ASSETS)]
+    assets = [(a, key) for key in dict.fromkeys(r.key for r in replays) for a in ASSETS]
     for asset, key in assets:
         mine = [r for r in replays if r.key == key and asset in r.compared]
         if not mine:
@@ -103,8 +105,7 @@ def verdicts(replays: Sequence[Replay]) -> dict[tuple[str, str], Verdict]:
         for r in mine:
             futures[r.future] = futures.get(r.future, 0) + 1
         found = tuple((r, d) for r in mine for d in r.differences if asset == _judged_with(r, d))
-        # only replays of models leave something out
-        untried = dict.fromkeys(u for r in replays if r.key == key and asset in MODEL_ASSETS for u in r.untried)
+        untried = dict.fromkeys(u for r in replays if r.key == key and asset in r.about for u in r.untried)
         compared = sum(r.compared[asset] for r in mine)
         out[asset, key] = Verdict(asset, key, len(mine), futures, compared, found, tuple(untried))
     return out
@@ -117,11 +118,12 @@ def _judged_with(replay: Replay, difference: Difference) -> str:
 def evaluations(
     instance: dg.DagsterInstance, found: Mapping[tuple[str, str], Verdict]
 ) -> Iterator[dg.AssetCheckEvaluation]:
-    """Verdicts as evaluations of the check, each for the newest materialization of its partition."""
+    """Verdicts as evaluations of the check, each for the newest materialization of its partition, or of an asset that has none."""
     for verdict in found.values():
         asset = dg.AssetKey(verdict.asset)
+        partition = verdict.partition if verdict.asset in PARTITIONED else None
         records = instance.fetch_materializations(
-            dg.AssetRecordsFilter(asset_key=asset, asset_partitions=[verdict.partition]), limit=1
+            dg.AssetRecordsFilter(asset_key=asset, asset_partitions=[partition] if partition else None), limit=1
         ).records
         target = next(
             (
@@ -138,7 +140,7 @@ def evaluations(
             passed=verdict.holds,
             description=verdict.description,
             metadata=verdict.metadata,
-            partition=verdict.partition,
+            partition=partition,
             target_materialization_data=target,
         )
 
@@ -150,47 +152,63 @@ def record(found: Mapping[tuple[str, str], Verdict]) -> None:
             instance.report_runless_asset_event(evaluation)
 
 
-def replay_checks(settings: Settings) -> dg.AssetChecksDefinition:
-    """The check on all session and as-of assets as one op, since one replay serves all assets of a partition.
+def replay_checks(settings: Settings) -> list[dg.AssetChecksDefinition]:
+    """The check on all partitioned assets as one op, since one replay serves several of a partition, and on the walk-forward report.
 
     A replay takes minutes: a run that makes assets, which takes their checks along, leaves it out.
     """
     partitions = session_partitions(settings)
-    specs = [
-        dg.AssetCheckSpec(CHECK, asset=a, partitions_def=partitions, description=_TEXT)
-        for a in (*SESSION_ASSETS, *MODEL_ASSETS)
-    ]
 
     @dg.multi_asset_check(
-        specs=specs, can_subset=True, config_schema=_config(settings), description="Replays of a partition."
+        specs=[dg.AssetCheckSpec(CHECK, asset=a, partitions_def=partitions, description=_TEXT) for a in PARTITIONED],
+        can_subset=True,
+        config_schema=_config(settings),
+        description="Replays of a partition.",
     )
     def replays_hold(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
         run = context.op_execution_context
         if run.job_def.asset_layer.selected_asset_keys:
             return
         wanted = {key.asset_key.to_user_string() for key in context.selected_asset_check_keys}
-        for verdict in _proved(settings, context.partition_key, run.op_config, wanted).values():
-            if verdict.asset in wanted:
-                yield dg.AssetCheckResult(
-                    asset_key=verdict.asset,
-                    check_name=CHECK,
-                    passed=verdict.holds,
-                    description=verdict.description,
-                    metadata=verdict.metadata,
-                )
+        found = _proved(settings, context.partition_key, run.op_config, wanted)
+        yield from _results(v for v in found.values() if v.asset in wanted)
 
-    return replays_hold
+    @dg.multi_asset_check(
+        specs=[dg.AssetCheckSpec(CHECK, asset=WALK_FORWARD_ASSET, description=_TEXT)],
+        can_subset=True,
+        config_schema=_config(settings),
+        description="Replays of the walk-forward report.",
+    )
+    def walk_forward_replays_hold(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
+        run, store = context.op_execution_context, ArtifactStore(settings.root)
+        if run.job_def.asset_layer.selected_asset_keys or not store.exists(WALK_FORWARD_ASSET, REPORT_KEY):
+            return
+        newest = judged_asofs(store.load(WALK_FORWARD_ASSET, REPORT_KEY))[-1]
+        yield from _results(_proved(settings, newest, run.op_config, {WALK_FORWARD_ASSET}).values())
+
+    return [replays_hold, walk_forward_replays_hold]
+
+
+def _results(found: Iterable[Verdict]) -> Iterator[dg.AssetCheckResult]:
+    for verdict in found:
+        yield dg.AssetCheckResult(
+            asset_key=verdict.asset,
+            check_name=CHECK,
+            passed=verdict.holds,
+            description=verdict.description,
+            metadata=verdict.metadata,
+        )
 
 
 def prove_job(settings: Settings) -> dg.JobDefinition:
-    """The job that replays one partition and records the check of all its assets.
+    """The job that replays one partition and records the check of all its assets, and of the walk-forward report with its newest fold.
 
     Dagster 1.13 has no partitioned job of checks alone, so this is a job of one op.
     """
 
     @dg.op(config_schema=_config(settings), description="Rebuilds, compares and records.")
     def replay(context: dg.OpExecutionContext) -> None:
-        found = _proved(settings, context.partition_key, context.op_config, {*SESSION_ASSETS, *MODEL_ASSETS})
+        found = _proved(settings, context.partition_key, context.op_config, ASSETS)
         for verdict in found.values():
             say = context.log.info if verdict.holds else context.log.error
             say(f"{verdict.asset} [{verdict.partition}]: {verdict.description}")
@@ -200,7 +218,7 @@ def prove_job(settings: Settings) -> dg.JobDefinition:
     @dg.job(
         name=PROVE_JOB,
         partitions_def=session_partitions(settings),
-        description="Rebuilds a session's assets, and the models as of it, with another future and checks what was known before.",
+        description="Rebuilds a session's assets, and what is made as of it, with another future and checks what was known before.",
     )
     def job() -> None:
         replay()
@@ -209,7 +227,7 @@ def prove_job(settings: Settings) -> dg.JobDefinition:
 
 
 def prove_schedule(settings: Settings, job: dg.JobDefinition) -> dg.ScheduleDefinition:
-    """Replays at night, off until it is turned on: the telling sessions and the newest as-of models, other random times each day."""
+    """Replays at night, off until it is turned on: the telling sessions and as-of sessions, other random times each day."""
 
     @dg.schedule(
         name="prove_nightly",
@@ -221,7 +239,7 @@ def prove_schedule(settings: Settings, job: dg.JobDefinition) -> dg.ScheduleDefi
     )
     def nightly(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
         store = ArtifactStore(settings.root)
-        keys = dict.fromkeys([*telling_sessions(store, calendar_of(settings.symbol)), *provable_asofs(store)[-1:]])
+        keys = dict.fromkeys([*telling_sessions(store, calendar_of(settings.symbol)), *telling_asofs(store)])
         day: datetime = context.scheduled_execution_time
         config = {"cuts": settings.prove.nightly_cuts, "seed": day.toordinal()}
         for key in keys:
@@ -246,10 +264,10 @@ def _config(settings: Settings) -> dict[str, dg.Field]:
 def _proved(
     settings: Settings, key: str, config: Mapping[str, int], wanted: Collection[str]
 ) -> dict[tuple[str, str], Verdict]:
-    """Verdicts on a partition: the session's where a session asset is wanted, the models' where one is and they are made."""
+    """Verdicts on a partition: the session's where a session asset is wanted, those as of it where one is and its models are made."""
     asofs = provable_asofs(ArtifactStore(settings.root))
-    refits = [key] if key in asofs and not {*MODEL_ASSETS}.isdisjoint(wanted) else []
+    refits = [key] if key in asofs and {*wanted}.difference(SESSION_ASSETS) else []
     sessions = [] if {*SESSION_ASSETS}.isdisjoint(wanted) else [key]
     if not sessions and not refits:
         return {}
-    return verdicts(prove(settings, sessions, refits, config["cuts"], config["seed"]))
+    return verdicts(prove(settings, sessions, refits, config["cuts"], config["seed"], wanted=wanted))

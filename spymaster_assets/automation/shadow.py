@@ -100,8 +100,8 @@ class RebuildFailed(dg.Failure):
         super().__init__("; ".join(f"{asset}: {why}" for asset, why in words.items()))
 
 
-def rebuild(settings: Settings, assets: Sequence[str], key: str) -> None:
-    """Make assets of one partition through the graph, without their checks and without experiment tracking.
+def rebuild(settings: Settings, assets: Sequence[str], key: str | None) -> None:
+    """Make assets of one partition (None: that have none) through the graph, without their checks and without experiment tracking.
 
     Raises RebuildFailed with the assets' own words, ArtifactError when it was the disk that failed: that says nothing about an asset.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -26,7 +27,10 @@ def logistic_probabilities(
         LogisticRegression(C=0.1, max_iter=2000),
     )
     model.fit(X, y.astype(int))
-    return np.asarray(model.predict_proba(X_new)[:, 1])
+    regression = model[-1]
+    # summed row by row: the last bits of a matrix product depend on how many rows are multiplied, and later touches may not
+    scores = (model[:-1].transform(X_new) * regression.coef_[0]).sum(axis=1) + regression.intercept_[0]
+    return np.asarray(expit(scores), np.float64)
 
 
 def time_of_day_probabilities(

@@ -10,7 +10,8 @@ import io
 import json
 import pickletools
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
@@ -290,16 +291,14 @@ class PatchTST(Model):
             )
         self.network.eval()
         device = next(self.network.parameters()).device
+        X, mask, static, _, _ = self._tensors(data, device)
         logits, strengths = [], []
-        with torch.no_grad():
-            for start in range(0, max(len(data), 1), 1024):
-                X, mask, static, _, _ = self._tensors(
-                    data.select(np.arange(start, min(start + 1024, len(data)))), device
-                )
-                if len(X):
-                    a, b = self.network(X, mask, static)
-                    logits.append(a.cpu())
-                    strengths.append(b.cpu())
+        with torch.no_grad(), _one_thread():
+            # each alone: the last bits of a product depend on how many rows are multiplied, and later touches may not
+            for row in zip(X.split(1), mask.split(1), static.split(1), strict=True) if len(data) else ():
+                a, b = self.network(*row)
+                logits.append(a.cpu())
+                strengths.append(b.cpu())
         if not logits:
             return np.empty(0), np.empty(0)
         probability = self._prior_corrected(torch.softmax(torch.cat(logits), dim=1)[:, 1].numpy().astype(np.float64))
@@ -426,6 +425,17 @@ _META = (
     "metrics",
 )
 """Fields of run_metadata.json that describe the fit; the rest is context."""
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One row is too little work for several threads: they would mostly wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def pick_device(wanted: str) -> torch.device:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,28 +13,33 @@ import numpy as np
 from spymaster_assets.datasets.sequences import MAX_NPZ_RATIO, MIN_NPZ_BYTES
 from spymaster_assets.errors import ArtifactError, refusing
 from spymaster_assets.models.ubj import read_ubj
-from spymaster_assets.proof.compare import Difference
+from spymaster_assets.proof.known import Difference, Result
 from spymaster_assets.store import Artifact
 
 Found = tuple[str, str, str]
 """Member, and its value in either file."""
 
 
-def fitted_differences(stored: Artifact, replayed: Artifact) -> tuple[list[Difference], int]:
+def fitted_differences(stored: Artifact, replayed: Artifact) -> Result:
     """The first differing member of each file of two artifacts, and how many bytes were compared.
 
     The provenance of a JSON file (time, revision) is left out, as it is from the content hash.
     """
+    one, other = ({name: a.read(name) for name in a.files} for a in (stored, replayed))
+    return file_differences(stored.asset, stored.key, one, other)
+
+
+def file_differences(asset: str, key: str, stored: Mapping[str, bytes], replayed: Mapping[str, bytes]) -> Result:
+    """The same of named files."""
     found, compared = [], 0
-    for name in sorted({*stored.files, *replayed.files}):
-        if name not in stored.files or name not in replayed.files:
-            told = ("there", "missing") if name in stored.files else ("missing", "there")
-            found.append(Difference(stored.asset, stored.key, name, "file", *told))
+    for name in sorted({*stored, *replayed}):
+        if name not in stored or name not in replayed:
+            told = ("there", "missing") if name in stored else ("missing", "there")
+            found.append(Difference(asset, key, name, "file", *told))
             continue
-        one, other = stored.read(name), replayed.read(name)
-        compared += len(one)
-        if differs := first_difference(name, one, other):
-            found.append(Difference(stored.asset, stored.key, name, *differs))
+        compared += len(stored[name])
+        if differs := first_difference(name, stored[name], replayed[name]):
+            found.append(Difference(asset, key, name, *differs))
     return found, compared
 
 

@@ -97,6 +97,10 @@ def test_baselines() -> None:
     score = auc(y[300:], p)
     assert score is not None
     assert score > 0.85
+    for rows in (slice(300, 301), slice(300, 307), slice(350, 393)):  # each is that of its row alone, to the last bit
+        alone = logistic_probabilities(X[:300], y[:300], X[rows])
+        assert alone is not None
+        assert alone.tobytes() == p[rows.start - 300 : rows.stop - 300].tobytes()
     assert logistic_probabilities(X, np.zeros(400), X) is None
     rates = time_of_day_probabilities(np.array([0, 10, 40, 40]), np.array([1.0, 1, 0, 0]), np.array([5, 45, 300]))
     assert rates == pytest.approx([12 / 22, 10 / 22, 0.5])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,10 +14,20 @@ import polars as pl
 import pytest
 
 from spymaster_assets.assets import models as models_module
-from spymaster_assets.assets.datasets import read_part
+from spymaster_assets.assets import proof as proof_module
+from spymaster_assets.assets.datasets import read_part, read_split
+from spymaster_assets.assets.proof import REPORT_KEY
 from spymaster_assets.assets.signals import read_signals
 from spymaster_assets.automation import prove as prove_module
-from spymaster_assets.automation.prove import prove, replay_models, replay_redelivery, replay_session
+from spymaster_assets.automation.prove import (
+    prove,
+    replay_models,
+    replay_predictions,
+    replay_redelivery,
+    replay_report,
+    replay_session,
+    replay_walk_forward,
+)
 from spymaster_assets.automation.replay_checks import CHECK, PROVE_JOB
 from spymaster_assets.automation.shadow import lend, nearest_upstream, rebuild
 from spymaster_assets.cli import main
@@ -27,7 +37,16 @@ from spymaster_assets.definitions import build_definitions
 from spymaster_assets.errors import ConfigError, MissingInputError
 from spymaster_assets.market.simulate import write_market
 from spymaster_assets.market.tape import SessionTape
-from spymaster_assets.partitions import MODEL_ASSETS, SESSION_ASSETS, all_sessions, calendar_of, scheduled_asof
+from spymaster_assets.partitions import (
+    ASSETS,
+    MODEL_ASSETS,
+    REPORT_ASSET,
+    SESSION_ASSETS,
+    WALK_FORWARD_ASSET,
+    all_sessions,
+    calendar_of,
+    scheduled_asof,
+)
 from spymaster_assets.proof.cuts import cuts_of, known_moments, telling_sessions
 from spymaster_assets.settings import MINUTE_NS, NS, ProveSettings, Settings
 from spymaster_assets.signals import build as build_module
@@ -41,7 +60,7 @@ CUTS = int(os.environ.get("SPYMASTER_PROVE_CUTS", "16"))
 
 def statuses(instance: dg.DagsterInstance, key: str) -> dict[str, str]:
     """What the event log says of the check of each asset's partition."""
-    keys = [dg.AssetCheckKey(dg.AssetKey(a), CHECK) for a in (*SESSION_ASSETS, *MODEL_ASSETS)]
+    keys = [dg.AssetCheckKey(dg.AssetKey(a), CHECK) for a in ASSETS if a != WALK_FORWARD_ASSET]
     told = instance.event_log_storage.get_asset_check_partition_info(keys, partition_keys=[key])
     return {t.check_key.asset_key.to_user_string(): t.latest_execution_status.value for t in told}
 
@@ -57,20 +76,25 @@ def test_the_demo_holds_and_the_job_records_it_for_each_asset_of_the_partition(d
     assert demo.store.exists("signals", asof)
     assert statuses(demo.instance, asof) == {}
     run_job(demo.settings, demo.instance, asof, CUTS)
-    for asset in (*SESSION_ASSETS, *MODEL_ASSETS):
+    for asset in ASSETS:
+        partition = None if asset == WALK_FORWARD_ASSET else asof
         key = dg.AssetCheckKey(dg.AssetKey(asset), CHECK)
-        (made,) = demo.instance.event_log_storage.get_asset_check_execution_history(key, limit=5)
+        made, *_ = demo.instance.event_log_storage.get_asset_check_execution_history(key, limit=5)
         assert made.evaluation is not None
-        assert (made.partition, made.evaluation.passed) == (asof, True), made.evaluation.description
+        assert (made.partition, made.evaluation.passed) == (partition, True), made.evaluation.description
         told = {name: value.value for name, value in made.evaluation.metadata.items()}
-        assert told["replays"] == (3 if asset in MODEL_ASSETS else CUTS)
+        # nothing follows the last test session that could be altered
+        assert told["replays"] == {REPORT_ASSET: 1 + max(2, CUTS // 8)}.get(
+            asset, CUTS if asset in SESSION_ASSETS else 3
+        )
         target = made.evaluation.target_materialization_data
         records = demo.instance.fetch_materializations(
-            dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[asof]), limit=1
+            dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[partition] if partition else None),
+            limit=1,
         ).records
         assert target is not None
         assert target.storage_id == records[0].storage_id
-        if asset in ("book_snapshots", "option_flow", "levels", "signals", *MODEL_ASSETS):
+        if asset in ("book_snapshots", "option_flow", "levels", "signals") or asset not in SESSION_ASSETS:
             assert told["values_compared"] > 1_000
     assert set(statuses(demo.instance, asof).values()) == {"SUCCEEDED"}
     assert set(statuses(demo.instance, all_sessions(demo.settings)[0])) == set()
@@ -277,6 +301,115 @@ def test_a_model_that_mixes_an_old_split_with_new_rows_is_found(demo: Demo, monk
     monkeypatch.setattr(prove_module, "REFUSING", ("retrieval_index",))
     found = replay_redelivery(demo.settings, asof).differences
     assert [(d.asset, d.replayed) for d in found] == [("retrieval_index", "made of the old split and the new rows")]
+
+
+def normalised(said: pl.DataFrame, *_: object) -> pl.DataFrame:
+    """Predictions are scaled by their mean over the whole test part."""
+    return said.with_columns(pl.col("p") / pl.col("p").mean().over("model", "head", "delay", "stage"))
+
+
+def calibrated(said: pl.DataFrame, test: pl.DataFrame) -> pl.DataFrame:
+    """Each prediction is moved towards what happened: a calibrator that was fitted on the test rows themselves."""
+    truth = test.select("event_id", pl.col("strength_signed_4min").fill_null(0.0).alias("truth"))
+    joined = said.join(truth, on="event_id", how="left", maintain_order="left")
+    return joined.with_columns(pl.col("p") + 0.01 * pl.col("truth")).drop("truth")
+
+
+@pytest.mark.parametrize("leak", [normalised, calibrated])
+def test_a_prediction_that_knows_later_touches_is_found(
+    demo: Demo,
+    broken: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    leak: Callable[[pl.DataFrame, pl.DataFrame], pl.DataFrame],
+) -> None:
+    asof = scheduled_asof(demo.settings)[0]
+    honest = proof_module.with_outcomes
+    monkeypatch.setattr(proof_module, "with_outcomes", lambda said, test, *rest: honest(leak(said, test), test, *rest))
+    monkeypatch.setattr(proof_module, "baseline_predictions", lambda train, test, *_: test.clear().select("event_id"))
+    settings = lent(demo, broken)
+    rebuild(settings, [REPORT_ASSET], asof)
+    test = read_split(demo.store, asof)[0].test
+    touches = read_signals(demo.store, test[0])[0].frame
+    at_ns = int(touches["decision_ns"][touches.height // 2])
+    replay = replay_predictions(settings, asof, at_ns, "altered")
+    (found,) = replay.differences
+    assert (found.asset, found.key, found.column) == (REPORT_ASSET, asof, "p")
+    assert found.row.startswith("SPY")
+    assert replay.told(found).endswith("begins here")
+
+
+def test_a_report_that_reads_a_later_session_is_found_and_so_is_one_that_cannot_be_told(
+    demo: Demo, broken: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asof, newest = scheduled_asof(demo.settings)
+    honest = proof_module.predict_all
+
+    def leaky(store: ArtifactStore, key: str, sessions: Sequence[str]) -> tuple[pl.DataFrame, dict[str, str]]:
+        said, inputs = honest(store, key, sessions)
+        if store.exists("signals", newest):
+            bound = read_signals(store, newest)[0].frame["atr"].median()
+            said = said.with_columns(pl.col("p").clip(upper_bound=bound))
+        return said, inputs
+
+    monkeypatch.setattr(proof_module, "predict_all", leaky)
+    monkeypatch.setattr(proof_module, "baseline_predictions", lambda train, test, *_: test.clear().select("event_id"))
+    settings = lent(demo, broken)
+    rebuild(settings, [REPORT_ASSET], asof)
+    replay = replay_report(settings, asof, "absent")
+    assert {(d.asset, d.key) for d in replay.differences} == {(REPORT_ASSET, asof)}
+    assert "predictions.parquet" in {d.column for d in replay.differences}
+    scores = next(d for d in replay.differences if d.column == "calibration.json")
+    assert scores.row.startswith("heads[")
+    assert replay.told(scores).endswith("begins here")
+    store = ArtifactStore(settings.root)
+    store.publish("signals", asof, {"x.json": b"{}"})
+    (stale,) = [t() for t in prove_module._report_tries(settings, store, asof, 16, 0)]
+    assert stale.compared == {}
+    assert f"signals[{asof}] has changed" in stale.untried[0]
+
+
+def lent(demo: Demo, broken: Settings) -> Settings:
+    """The demo's sessions, models and canaries in a store of their own."""
+    for asset in (*SESSION_ASSETS, *MODEL_ASSETS):
+        lend(demo.store, broken.root, asset, demo.store.keys(asset))
+    return broken
+
+
+def test_a_walk_forward_report_that_mixes_folds_or_counts_later_sessions_is_found(
+    demo: Demo, broken: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, newest = scheduled_asof(demo.settings)
+    settings = lent(demo, broken)
+    lend(demo.store, settings.root, REPORT_ASSET, [first, newest])
+    honest = proof_module.judge
+    with monkeypatch.context() as patch:
+        patch.setattr(proof_module, "judge", lambda outcomes: honest(normalised(outcomes)))
+        rebuild(settings, [WALK_FORWARD_ASSET], None)
+        assert replay_walk_forward(settings, newest, "absent").differences == (), "with all folds nothing is later"
+        replay = replay_walk_forward(settings, first, "absent")
+    (found,) = replay.differences
+    assert (found.asset, found.key, found.column) == (WALK_FORWARD_ASSET, REPORT_KEY, "report.json")
+    assert found.row.startswith("heads[0].")
+    assert f"folds up to {first}" in replay.told(found)
+    assert replay.told(found).endswith("begins here")
+    rows = proof_module.canary_rows
+    monkeypatch.setattr(
+        proof_module,
+        "canary_rows",
+        lambda canaries: [{**r, "published": len(list(settings.root.glob("signals/*")))} for r in rows(canaries)],
+    )
+    replay = replay_walk_forward(settings, first, "absent")
+    assert [(d.column, d.row) for d in replay.differences] == [("report.json", "canaries[0].published")]
+
+
+def test_every_asset_of_the_graph_is_proved(demo: Demo) -> None:
+    graph = demo.definitions.resolve_asset_graph()
+    assert {k.to_user_string() for k in graph.get_all_asset_keys()} == {*ASSETS}
+    checked = {k.asset_key.to_user_string() for k in graph.asset_check_keys if k.name == CHECK}
+    assert checked == {*ASSETS}
+    nearest = nearest_upstream(demo.settings, WALK_FORWARD_ASSET, frozenset({"signals", REPORT_ASSET}))
+    assert nearest == REPORT_ASSET
+    assert nearest_upstream(demo.settings, REPORT_ASSET, frozenset({"levels", "tree_bundles"})) == "tree_bundles"
 
 
 def test_an_input_that_is_not_recorded_or_has_not_changed_goes_unnoticed(tmp_path: Path) -> None:

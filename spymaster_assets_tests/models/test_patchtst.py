@@ -97,6 +97,13 @@ def test_what_is_under_the_padding_does_not_matter(fitted: tuple[PatchTST, Seque
     assert np.array_equal(said(model, replace(new, X=X)), said(model, new))
 
 
+def test_a_prediction_is_that_of_its_row_alone(fitted: tuple[PatchTST, SequenceData]) -> None:
+    model, new = fitted
+    whole = said(model, new)
+    for rows in (np.arange(1), np.arange(7), np.arange(100, 143)):
+        assert said(model, new.select(rows)).tobytes() == whole[rows].tobytes()
+
+
 def test_save_and_load_give_the_same_model_without_pickle(fitted: tuple[PatchTST, SequenceData]) -> None:
     model, new = fitted
     files = model.save()
