@@ -32,7 +32,13 @@ def canary_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
         ],
         kinds={"xgboost", "pytorch"},
         code_version=fingerprint(
-            settings.canary, settings.tree, settings.retrieval, settings.patchtst, settings.sequence, contract.sha256, "2"
+            settings.canary,
+            settings.tree,
+            settings.retrieval,
+            settings.patchtst,
+            settings.sequence,
+            contract.sha256,
+            "2",
         ),
         description="A planted future column must be caught, trees and PatchTST of shuffled labels must score chance, trees and neighbours of pure "
         "noise must not beat the base rate. A failed canary blocks calibration_report of this as-of session.",

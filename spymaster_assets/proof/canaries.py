@@ -209,14 +209,16 @@ def planted_model(fold: Fold, head: str) -> Canary:
     """Trees that are fed with the lying column must be seen to be too good on validation: else these canaries cannot sing."""
     what, limit = f"trees fed with the lying column, {head}", fold.canary.plausible_auc_a
     train, validation = fold.split(plant(fold.pooled, fold.delay))
-    return _too_good("planted_model", what, limit, _trees(fold, train, validation, head, with_plant(fold.contract, "t0")))
+    return _too_good(
+        "planted_model", what, limit, _trees(fold, train, validation, head, with_plant(fold.contract, "t0"))
+    )
 
 
 def planted_patchtst(fold: Fold, part: str) -> Canary:
     """PatchTST that is fed with the move after confirmation, in every bar of a channel or in a static column, must be seen to be too good."""
     train, validation = (plant_sequences(d, part) for d in (fold.train_sequences, fold.validation_sequences))
-    what = f"PatchTST fed with a lying {part}, direction"
-    return _too_good("planted_patchtst", what, fold.canary.plausible_auc_a, _patchtst(fold, train, validation))
+    what, steps = f"PatchTST fed with a lying {part}, direction", fold.canary.patchtst_plant_steps
+    return _too_good("planted_patchtst", what, fold.canary.plausible_auc_a, _patchtst(fold, train, validation, steps))
 
 
 def _too_good(canary: str, what: str, limit: float, scored: _Scored | str) -> Canary:
@@ -306,7 +308,8 @@ def shuffled_labels_patchtst(fold: Fold) -> Canary:
         rng = np.random.default_rng([fold.canary.seed, 3, trial])
         rows = next(dealt(pooled.event_id, pooled.session, rng))
         shuffled = replace(pooled, y_break=pooled.y_break[rows], y_strength=pooled.y_strength[rows])
-        tried.append({"direction": _patchtst(fold, shuffled.select(train), shuffled.select(~train))})
+        parts = shuffled.select(train), shuffled.select(~train)
+        tried.append({"direction": _patchtst(fold, *parts, fold.canary.patchtst_steps)})
     what = "PatchTST of shuffled labels, direction"
     return _by_chance(fold, "shuffled_labels_patchtst", what, "direction", tried, _within_sessions)
 
@@ -378,12 +381,12 @@ def permuted(
     """
     groups = np.zeros(frame.height, np.str_) if within is None else frame[within].to_numpy().astype(str)
     deals = dealt(frame["event_id"].to_numpy().astype(str), groups, rng)
-    return frame.with_columns([frame[n].gather(rows) for block, rows in zip(blocks, deals, strict=False) for n in block])
+    return frame.with_columns(
+        [frame[n].gather(rows) for block, rows in zip(blocks, deals, strict=False) for n in block]
+    )
 
 
-def dealt(
-    event_id: NDArray[np.str_], group: NDArray[np.str_], rng: np.random.Generator
-) -> Iterator[NDArray[np.int64]]:
+def dealt(event_id: NDArray[np.str_], group: NDArray[np.str_], rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
     """Permutations without end: for each row the row that it takes its values from, of its group and one for all rows of an event."""
     _, first, event = np.unique(event_id, return_index=True, return_inverse=True)
     group_of = np.unique(group, return_inverse=True)[1][first]
@@ -449,7 +452,7 @@ def _trees(fold: Fold, train: pl.DataFrame, validation: pl.DataFrame, head: str,
     return _Scored(y, bundle.predict(rows, contract), session, float(bundle.meta["base_rate"]))
 
 
-def _patchtst(fold: Fold, train: SequenceData, validation: SequenceData) -> _Scored | str:
+def _patchtst(fold: Fold, train: SequenceData, validation: SequenceData, steps: int) -> _Scored | str:
     """Production PatchTST of BREAK and BOUNCE rows, with the canary's training, or why there is none."""
     # torch and transformers take seconds to import; a process that only lists the graph does not pay for them
     from spymaster_assets.models.patchtst import PatchTST
@@ -462,11 +465,12 @@ def _patchtst(fold: Fold, train: SequenceData, validation: SequenceData) -> _Sco
     batches = max(1, math.ceil(len(fitted) / asked.patchtst_batch_size))
     settings = replace(
         fold.patchtst,
-        epochs=math.ceil(asked.patchtst_steps / batches),
+        epochs=math.ceil(steps / batches),
         patience_epochs=0,
         batch_size=asked.patchtst_batch_size,
         learning_rate=asked.patchtst_learning_rate,
         dropout=0.0,
+        min_train_rows=max(fold.patchtst.min_train_rows, asked.patchtst_min_rows),
     )
     model = PatchTST(settings)
     try:
