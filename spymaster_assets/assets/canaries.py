@@ -40,8 +40,8 @@ def canary_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
             contract.sha256,
             "2",
         ),
-        description="A planted future column must be caught, trees and PatchTST of shuffled labels must score chance, trees and neighbours of pure "
-        "noise must not beat the base rate. A failed canary blocks calibration_report of this as-of session.",
+        description="A planted future column must be caught, trees and PatchTST of shuffled labels must score chance, trees and "
+        "neighbours of pure noise must not beat the base rate. A failed canary blocks calibration_report of this as-of session.",
     )
     def canaries(context: dg.AssetExecutionContext, artifacts: ArtifactRoot) -> dg.MaterializeResult[Any]:
         def make(key: str) -> Made:

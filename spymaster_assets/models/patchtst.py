@@ -148,7 +148,7 @@ class PatchTST(Model):
     def fit_unchecked(self, train: SequenceData, validation: SequenceData) -> FitReport:
         """Train with early stopping on the validation loss, or to the last epoch; raise ModelError when a class is too rare.
 
-        Rows labelled BREAK or BOUNCE train the classifier, rows with a strength the regression. No fold is asked whether it allows the rows.
+        Rows labelled BREAK or BOUNCE train the classifier, rows with a strength the regression. No fold is asked whether it allows them.
         """
         s = self.settings
         self._refuse_small(train)

@@ -82,7 +82,7 @@ class Canary:
 
 @dataclass(frozen=True)
 class Fold:
-    """What the canaries of an as-of session may read: signals rows and sequences of both parts without purged ones, settings of its models."""
+    """What the canaries of an as-of session may read: signals rows and sequences of both parts without purged ones, and settings."""
 
     train: pl.DataFrame
     validation: pl.DataFrame
@@ -215,7 +215,7 @@ def planted_model(fold: Fold, head: str) -> Canary:
 
 
 def planted_patchtst(fold: Fold, part: str) -> Canary:
-    """PatchTST that is fed with the move after confirmation, in every bar of a channel or in a static column, must be seen to be too good."""
+    """PatchTST that is fed with the lie, in every bar of a channel or in a static column, must be seen to be too good on validation."""
     train, validation = (plant_sequences(d, part) for d in (fold.train_sequences, fold.validation_sequences))
     what, steps = f"PatchTST fed with a lying {part}, direction", fold.canary.patchtst_plant_steps
     return _too_good("planted_patchtst", what, fold.canary.plausible_auc_a, _patchtst(fold, train, validation, steps))

@@ -14,6 +14,8 @@ from scipy.stats import norm
 from spymaster_assets.contract import Contract
 from spymaster_assets.evaluation import plots
 from spymaster_assets.evaluation.calibration import brier_skill
+from spymaster_assets.models.base import SequenceData
+from spymaster_assets.models.patchtst import PatchTST
 from spymaster_assets.proof import canaries as module
 from spymaster_assets.proof.canaries import (
     CANARIES,
@@ -36,8 +38,6 @@ from spymaster_assets.proof.canaries import (
     skill_deviation,
     to_json,
 )
-from spymaster_assets.models.base import SequenceData
-from spymaster_assets.models.patchtst import PatchTST
 from spymaster_assets.settings import DELAYS_S, NS, CanarySettings, PatchTSTSettings, RetrievalSettings, TreeSettings
 from spymaster_assets.store import dump_json
 from spymaster_assets_tests.builders import CONTRACT
