@@ -7,7 +7,7 @@ depend on each other: mean and variance of the score are those of its permutatio
 independent trials too. A bootstrap over four validation sessions could promise neither.
 
 Each interval of chance has the level 1 - false_block_rate / (number of such canaries), so that an honest fold is blocked with at most
-that probability (Bonferroni). Trees do not stop early here: choosing the round on the rows that are scored would not be chance.
+that probability (Bonferroni). No model stops early here: choosing the round on the rows that are scored would not be chance.
 """
 
 from __future__ import annotations
