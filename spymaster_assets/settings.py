@@ -213,7 +213,7 @@ class CanarySettings:
     patchtst_steps: int = (
         240  # of its optimizer, rounded up to whole epochs: the time of a fold does not grow with its rows
     )
-    patchtst_plant_steps: int = 60  # the same, to learn a planted future
+    patchtst_plant_steps: int = 40  # the same, to learn a planted future
     patchtst_batch_size: int = 32
     patchtst_min_rows: int = 120  # BREAK or BOUNCE in training; of 80 it does not always learn a lying static column
     patchtst_learning_rate: float = 1e-2  # and no dropout: a canary must memorise what it should not have seen
