@@ -210,10 +210,8 @@ class CanarySettings:
     noise_draws: int = 4
     false_block_rate: float = 0.001  # of an honest fold, over all its canaries of chance together
     patchtst_trials: int = 1  # permutations of the labels
-    patchtst_steps: int = (
-        240  # of its optimizer, rounded up to whole epochs: the time of a fold does not grow with its rows
-    )
-    patchtst_plant_steps: int = 40  # the same, to learn a planted future
+    patchtst_steps: int = 160  # of its optimizer, in whole epochs: the time of a fold does not grow with its rows
+    patchtst_plant_steps: int = 50  # the same, to learn a planted future
     patchtst_batch_size: int = 32
     patchtst_min_rows: int = 120  # BREAK or BOUNCE in training; of 80 it does not always learn a lying static column
     patchtst_learning_rate: float = 1e-2  # and no dropout: a canary must memorise what it should not have seen
@@ -352,11 +350,12 @@ class Settings:
         for name in ("max_attempts", "max_run_min"):
             if getattr(self.nightly, name) < 1:
                 raise ConfigError(f"nightly.{name} must be at least 1")
-        tried = ("permutations", "noise_draws", "patchtst_trials", "patchtst_steps", "patchtst_plant_steps")
-        if (
-            min(getattr(self.canary, name) for name in (*tried, "patchtst_batch_size")) < 1
-            or not 0 < self.canary.false_block_rate < 1
-        ):
+        tried = (
+            "permutations",
+            "noise_draws",
+            *(f"patchtst_{n}" for n in ("trials", "steps", "plant_steps", "batch_size")),
+        )
+        if min(getattr(self.canary, name) for name in tried) < 1 or not 0 < self.canary.false_block_rate < 1:
             raise ConfigError("canary counts must be at least 1 and canary.false_block_rate between 0 and 1")
         if min(self.prove.cuts, self.prove.nightly_cuts) < 1:
             raise ConfigError("prove.cuts and prove.nightly_cuts must be at least 1")
