@@ -165,7 +165,7 @@ class PatchTSTSettings:
     dropout: float = 0.2
     static_dim: int = 32
     epochs: int = 40
-    patience_epochs: int = 6
+    patience_epochs: int = 6  # 0: none, the last epoch is kept
     batch_size: int = 64
     learning_rate: float = 2e-3
     weight_decay: float = 1e-2
@@ -215,6 +215,12 @@ class CanarySettings:
     permutations: int = 10  # of the labels
     noise_draws: int = 4
     false_block_rate: float = 0.001  # of an honest fold, over all its canaries of chance together
+    patchtst_trials: int = 1  # permutations of the labels
+    patchtst_steps: int = 160  # of its optimizer, in whole epochs: the time of a fold does not grow with its rows
+    patchtst_plant_steps: int = 50  # the same, to learn a planted future
+    patchtst_batch_size: int = 32
+    patchtst_min_rows: int = 120  # BREAK or BOUNCE in training; of 80 it does not always learn a lying static column
+    patchtst_learning_rate: float = 1e-2  # and no dropout: a canary must memorise what it should not have seen
     plausible_auc_a: float = 0.90  # one column before confirmation; 0.75 is the most that was seen
     plausible_auc_b: float = 0.97  # at confirmation; 0.91 in a market with a planted rule
     seed: int = 42
@@ -351,7 +357,12 @@ class Settings:
         for name in ("max_attempts", "max_run_min"):
             if getattr(self.nightly, name) < 1:
                 raise ConfigError(f"nightly.{name} must be at least 1")
-        if min(self.canary.permutations, self.canary.noise_draws) < 1 or not 0 < self.canary.false_block_rate < 1:
+        tried = (
+            "permutations",
+            "noise_draws",
+            *(f"patchtst_{n}" for n in ("trials", "steps", "plant_steps", "batch_size")),
+        )
+        if min(getattr(self.canary, name) for name in tried) < 1 or not 0 < self.canary.false_block_rate < 1:
             raise ConfigError("canary counts must be at least 1 and canary.false_block_rate between 0 and 1")
         if min(self.prove.cuts, self.prove.nightly_cuts) < 1:
             raise ConfigError("prove.cuts and prove.nightly_cuts must be at least 1")

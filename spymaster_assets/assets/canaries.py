@@ -6,6 +6,7 @@ import dagster as dg
 
 from spymaster_assets.assets.common import Made, each_partition
 from spymaster_assets.assets.datasets import read_part, read_split
+from spymaster_assets.assets.models import sequence_part
 from spymaster_assets.assets.windows import session_partitions, training_window
 from spymaster_assets.contract import load_contract
 from spymaster_assets.errors import CanaryError
@@ -25,22 +26,38 @@ def canary_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
         partitions_def=partitions,
         group_name="proof",
         backfill_policy=dg.BackfillPolicy.single_run(),
-        deps=["split_manifest", dg.AssetDep("signals", partition_mapping=training_window(settings))],
-        kinds={"xgboost", "json"},
-        code_version=fingerprint(settings.canary, settings.tree, settings.retrieval, contract.sha256, "1"),
-        description="A planted future column must be caught, trees of shuffled labels must score chance, trees and neighbours of pure "
-        "noise must not beat the base rate. A failed canary blocks calibration_report of this as-of session.",
+        deps=[
+            "split_manifest",
+            *(dg.AssetDep(a, partition_mapping=training_window(settings)) for a in ("signals", "sequence_dataset")),
+        ],
+        kinds={"xgboost", "pytorch"},
+        code_version=fingerprint(
+            settings.canary,
+            settings.tree,
+            settings.retrieval,
+            settings.patchtst,
+            settings.sequence,
+            contract.sha256,
+            "2",
+        ),
+        description="A planted future column must be caught, trees and PatchTST of shuffled labels must score chance, trees and "
+        "neighbours of pure noise must not beat the base rate. A failed canary blocks calibration_report of this as-of session.",
     )
     def canaries(context: dg.AssetExecutionContext, artifacts: ArtifactRoot) -> dg.MaterializeResult[Any]:
         def make(key: str) -> Made:
             split, split_artifact = read_split(artifacts.store, key)
+            train_sequences, train_inputs = sequence_part(artifacts.store, split, "train")
+            validation_sequences, validation_inputs = sequence_part(artifacts.store, split, "validation")
             fold = Fold(
                 train=read_part(artifacts.store, split, "train"),
                 validation=read_part(artifacts.store, split, "validation"),
+                train_sequences=train_sequences,
+                validation_sequences=validation_sequences,
                 contract=contract,
                 delay=settings.label.primary_delay,
                 tree=settings.tree,
                 retrieval=settings.retrieval,
+                patchtst=settings.patchtst,
                 canary=settings.canary,
             )
             report = to_json(run_canaries(fold), key, settings.simulated)
@@ -52,6 +69,8 @@ def canary_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
                 inputs={
                     "split_manifest": split_artifact.sha256,
                     **{f"signals[{k}]": v for k, v in split.inputs.items()},
+                    **train_inputs,
+                    **validation_inputs,
                 },
             )
             return Made(

@@ -217,7 +217,7 @@ def canaries(entries: Sequence[Mapping[str, Any]], asof: str, simulated: bool) -
                 axes.text(chance, y, f"  not assessable: {e['reason']}", fontsize=7, color=FAINT, va="center")
                 continue
             if e["low"] is None:
-                bound = {"planted_column": ">", "planted_model": ">"}.get(e["canary"], "<")
+                bound = ">" if e["canary"].startswith("planted") else "<"
                 axes.plot([e["limit"]] * 2, [y - 0.36, y + 0.36], color=INK, linewidth=1.4, linestyle=":")
                 axes.annotate(
                     f"{bound} {e['limit']:g}", (e["limit"], y - 0.36), fontsize=6, color=FAINT, ha="center", va="bottom"

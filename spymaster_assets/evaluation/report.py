@@ -30,9 +30,12 @@ CANARY_NAMES = {
     "planted_declared": "future column refused",
     "planted_replay": "lie seen by replay",
     "planted_column": "lie seen by its AUC",
-    "planted_model": "model of the lie",
+    "planted_model": "trees of the lie",
+    "planted_patchtst": "PatchTST of the lie",
     "production_columns": "best real column",
+    "production_sequences": "best of the sequences",
     "shuffled_labels": "shuffled labels",
+    "shuffled_labels_patchtst": "shuffled, PatchTST",
     "noise_trees": "trees of noise",
     "noise_retrieval": "neighbours of noise",
 }

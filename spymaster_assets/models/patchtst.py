@@ -138,9 +138,12 @@ class PatchTST(Model):
         self.scaler: Scaler | None = None
 
     def _fit(self, train: SequenceData, validation: SequenceData) -> FitReport:
-        """Train with early stopping on the validation loss; raise ModelError when a class is too rare.
+        return self.fit_unchecked(train, validation)
 
-        Rows labelled BREAK or BOUNCE train the classifier, rows with a strength the regression.
+    def fit_unchecked(self, train: SequenceData, validation: SequenceData) -> FitReport:
+        """Train with early stopping on the validation loss, or to the last epoch; raise ModelError when a class is too rare.
+
+        Rows labelled BREAK or BOUNCE train the classifier, rows with a strength the regression. No fold is asked whether it allows them.
         """
         s = self.settings
         self._refuse_small(train)
@@ -173,7 +176,7 @@ class PatchTST(Model):
                 judged_loss = float(self._loss(judged, class_weight))
             history["train_loss"].append(total / len(train))
             history["validation_loss"].append(judged_loss)
-            if judged_loss < best - 1e-5:
+            if judged_loss < best - 1e-5 or not s.patience_epochs:
                 best, best_epoch, best_state = judged_loss, epoch, self._state()
             elif epoch - best_epoch >= s.patience_epochs:
                 break

@@ -7,13 +7,14 @@ depend on each other: mean and variance of the score are those of its permutatio
 independent trials too. A bootstrap over four validation sessions could promise neither.
 
 Each interval of chance has the level 1 - false_block_rate / (number of such canaries), so that an honest fold is blocked with at most
-that probability (Bonferroni). Trees do not stop early here: choosing the round on the rows that are scored would not be chance.
+that probability (Bonferroni). No model stops early here: choosing the round on the rows that are scored would not be chance.
 """
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -28,10 +29,11 @@ from spymaster_assets.datasets.matrix import CLASSIFIERS, feature_matrix, labell
 from spymaster_assets.errors import ContractError, ModelError
 from spymaster_assets.evaluation.calibration import brier_skill, too_few
 from spymaster_assets.evaluation.metrics import Floats, auc
+from spymaster_assets.models.base import SequenceData
 from spymaster_assets.models.trees import BoostedTrees, Bundle
 from spymaster_assets.proof.compare import differences
 from spymaster_assets.retrieval.index import fit_index_unchecked
-from spymaster_assets.settings import DELAYS_S, NS, CanarySettings, RetrievalSettings, TreeSettings
+from spymaster_assets.settings import DELAYS_S, NS, CanarySettings, PatchTSTSettings, RetrievalSettings, TreeSettings
 from spymaster_assets.signals.build import SignalSet, signals_to_parquet
 from spymaster_assets.store import Artifact, ArtifactStore
 
@@ -41,13 +43,21 @@ CANARIES = (
     "planted_replay",
     "planted_column",
     "planted_model",
+    "planted_patchtst",
     "production_columns",
+    "production_sequences",
     "shuffled_labels",
+    "shuffled_labels_patchtst",
     "noise_trees",
     "noise_retrieval",
 )
-CHANCE = ("shuffled_labels", "noise_trees", "noise_retrieval")
-"""Canaries whose interval must hold chance; each is run for every classifier head."""
+CHANCE: dict[str, tuple[str, ...]] = {
+    "shuffled_labels": CLASSIFIERS,
+    "shuffled_labels_patchtst": ("direction",),
+    "noise_trees": CLASSIFIERS,
+    "noise_retrieval": CLASSIFIERS,
+}
+"""Canaries whose interval must hold chance, and the classifier heads that each is run for."""
 PLANT = "planted_future"
 
 
@@ -72,20 +82,23 @@ class Canary:
 
 @dataclass(frozen=True)
 class Fold:
-    """What the canaries of an as-of session may read: signals rows of both parts without purged ones, and the settings of its models."""
+    """What the canaries of an as-of session may read: signals rows and sequences of both parts without purged ones, and settings."""
 
     train: pl.DataFrame
     validation: pl.DataFrame
+    train_sequences: SequenceData
+    validation_sequences: SequenceData
     contract: Contract
     delay: str
     tree: TreeSettings
     retrieval: RetrievalSettings
+    patchtst: PatchTSTSettings
     canary: CanarySettings
 
     @property
     def level(self) -> float:
         """Level of each interval of chance."""
-        return 1 - self.canary.false_block_rate / (len(CHANCE) * len(CLASSIFIERS))
+        return 1 - self.canary.false_block_rate / sum(len(heads) for heads in CHANCE.values())
 
     @property
     def pooled(self) -> pl.DataFrame:
@@ -102,8 +115,9 @@ def run_canaries(fold: Fold) -> list[Canary]:
     found = [planted_declared(fold), planted_replay(fold)]
     for canary in (planted_column, planted_model):
         found += [canary(fold, head) for head in CLASSIFIERS]
+    found += [planted_patchtst(fold, part) for part in ("channel", "static column")]
     found += [production_columns(fold, stage) for stage in fold.tree.stages]
-    return found + shuffled_labels(fold) + noise(fold)
+    return [*found, production_sequences(fold), *shuffled_labels(fold), shuffled_labels_patchtst(fold), *noise(fold)]
 
 
 def to_json(canaries: Sequence[Canary], asof: str, simulated: bool) -> dict[str, Any]:
@@ -195,13 +209,26 @@ def planted_model(fold: Fold, head: str) -> Canary:
     """Trees that are fed with the lying column must be seen to be too good on validation: else these canaries cannot sing."""
     what, limit = f"trees fed with the lying column, {head}", fold.canary.plausible_auc_a
     train, validation = fold.split(plant(fold.pooled, fold.delay))
-    scored = _trees(fold, train, validation, head, with_plant(fold.contract, "t0"))
+    return _too_good(
+        "planted_model", what, limit, _trees(fold, train, validation, head, with_plant(fold.contract, "t0"))
+    )
+
+
+def planted_patchtst(fold: Fold, part: str) -> Canary:
+    """PatchTST that is fed with the lie, in every bar of a channel or in a static column, must be seen to be too good on validation."""
+    train, validation = (plant_sequences(d, part) for d in (fold.train_sequences, fold.validation_sequences))
+    what, steps = f"PatchTST fed with a lying {part}, direction", fold.canary.patchtst_plant_steps
+    return _too_good("planted_patchtst", what, fold.canary.plausible_auc_a, _patchtst(fold, train, validation, steps))
+
+
+def _too_good(canary: str, what: str, limit: float, scored: _Scored | str) -> Canary:
+    """Verdict on a model that was fed with a lie."""
     if isinstance(scored, str):
-        return _silent("planted_model", what, "AUC", scored)
+        return _silent(canary, what, "AUC", scored)
     value = auc(scored.y, scored.p) or 0.0
     caught = value > limit
     return Canary(
-        "planted_model",
+        canary,
         what,
         "AUC",
         "holds" if caught else "failed",
@@ -238,6 +265,25 @@ def production_columns(fold: Fold, stage: str) -> Canary:
     )
 
 
+def production_sequences(fold: Fold) -> Canary:
+    """No channel's last bar and no static column of the sequences may tell BREAK from BOUNCE better than is plausible at stage A.
+
+    A window that ends too late shows here: one bar among so many is more than PatchTST learns in a few epochs.
+    """
+    what, limit = "best last bar or static column of the sequences", fold.canary.plausible_auc_a
+    pooled = SequenceData.concatenate([fold.train_sequences, fold.validation_sequences])
+    rows = pooled.select(pooled.y_break >= 0)
+    X = np.concatenate([rows.X[:, -1], rows.static], axis=1)
+    names = (*(f"last bar of {name}" for name in rows.channel_names), *rows.static_names)
+    side = rows.static[:, rows.static_names.index("direction_sign")]
+    best = _best_value(X, names, rows.y_break > 0, side, fold.tree.min_class_rows)
+    if best is None:
+        return _silent("production_sequences", what, "AUC", f"fewer than {fold.tree.min_class_rows} rows of a class")
+    value, name, n = best
+    verdict: Verdict = "failed" if value > limit else "holds"
+    return Canary("production_sequences", what, "AUC", verdict, f"{name} for direction", n=n, value=value, limit=limit)
+
+
 def shuffled_labels(fold: Fold) -> list[Canary]:
     """Trees of labels permuted within sessions, scored on the validation sessions by AUC within sessions: 0.5 must be inside."""
     labels = [c.name for c in fold.contract.role("label")]
@@ -247,10 +293,25 @@ def shuffled_labels(fold: Fold) -> list[Canary]:
         train, validation = fold.split(permuted(fold.pooled, [labels], rng, within="date"))
         tried.append({head: _trees(fold, train, validation, head, fold.contract) for head in CLASSIFIERS})
 
-    def score(one: _Scored) -> tuple[float, float] | None:
-        return session_auc(one.y, one.p, one.session)
+    return [
+        _by_chance(fold, "shuffled_labels", f"trees of shuffled labels, {h}", h, tried, _within_sessions)
+        for h in CLASSIFIERS
+    ]
 
-    return [_by_chance(fold, "shuffled_labels", f"trees of shuffled labels, {h}", h, tried, score) for h in CLASSIFIERS]
+
+def shuffled_labels_patchtst(fold: Fold) -> Canary:
+    """PatchTST of labels permuted within sessions, scored as the trees are: 0.5 must be inside."""
+    pooled = SequenceData.concatenate([fold.train_sequences, fold.validation_sequences])
+    train = np.arange(len(pooled)) < len(fold.train_sequences)
+    tried = []
+    for trial in range(fold.canary.patchtst_trials):
+        rng = np.random.default_rng([fold.canary.seed, 3, trial])
+        rows = next(dealt(pooled.event_id, pooled.session, rng))
+        shuffled = replace(pooled, y_break=pooled.y_break[rows], y_strength=pooled.y_strength[rows])
+        parts = shuffled.select(train), shuffled.select(~train)
+        tried.append({"direction": _patchtst(fold, *parts, fold.canary.patchtst_steps)})
+    what = "PatchTST of shuffled labels, direction"
+    return _by_chance(fold, "shuffled_labels_patchtst", what, "direction", tried, _within_sessions)
 
 
 def noise(fold: Fold) -> list[Canary]:
@@ -300,6 +361,17 @@ def plant(frame: pl.DataFrame, delay: str) -> pl.DataFrame:
     return frame.with_columns((pl.col(_future(delay)) / pl.col("threshold_2")).alias(PLANT))
 
 
+def plant_sequences(data: SequenceData, part: str) -> SequenceData:
+    """Sequences with the signed move after confirmation, SPY dollars, in every bar of the first channel, or in the first static column."""
+    if part == "channel":
+        X = data.X.copy()
+        X[..., 0] = np.nan_to_num(data.y_strength)[:, None] * data.mask
+        return replace(data, X=X)
+    static = data.static.copy()
+    static[:, 0] = data.y_strength
+    return replace(data, static=static)
+
+
 def permuted(
     frame: pl.DataFrame, blocks: Sequence[Sequence[str]], rng: np.random.Generator, within: str | None = None
 ) -> pl.DataFrame:
@@ -307,18 +379,22 @@ def permuted(
 
     Rows of one event_id stay equal to each other in what is permuted. Each column keeps its dtype, values and number of nulls.
     """
-    _, first, event = np.unique(frame["event_id"].to_numpy().astype(str), return_index=True, return_inverse=True)
-    group = np.zeros(len(first), np.int64)
-    if within is not None:
-        group = np.unique(frame[within].to_numpy().astype(str), return_inverse=True)[1][first]
-    in_order = np.lexsort((np.arange(len(first)), group))
+    groups = np.zeros(frame.height, np.str_) if within is None else frame[within].to_numpy().astype(str)
+    deals = dealt(frame["event_id"].to_numpy().astype(str), groups, rng)
+    return frame.with_columns(
+        [frame[n].gather(rows) for block, rows in zip(blocks, deals, strict=False) for n in block]
+    )
+
+
+def dealt(event_id: NDArray[np.str_], group: NDArray[np.str_], rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+    """Permutations without end: for each row the row that it takes its values from, of its group and one for all rows of an event."""
+    _, first, event = np.unique(event_id, return_index=True, return_inverse=True)
+    group_of = np.unique(group, return_inverse=True)[1][first]
+    in_order = np.lexsort((np.arange(len(first)), group_of))
     source = np.empty(len(first), np.int64)
-    columns = []
-    for block in blocks:
-        source[in_order] = np.lexsort((rng.random(len(first)), group))
-        rows = first[source[event]]
-        columns += [frame[name].gather(rows) for name in block]
-    return frame.with_columns(columns)
+    while True:
+        source[in_order] = np.lexsort((rng.random(len(first)), group_of))
+        yield first[source[event]]
 
 
 def session_auc(y: Floats, p: Floats, sessions: NDArray[np.str_]) -> tuple[float, float] | None:
@@ -376,6 +452,35 @@ def _trees(fold: Fold, train: pl.DataFrame, validation: pl.DataFrame, head: str,
     return _Scored(y, bundle.predict(rows, contract), session, float(bundle.meta["base_rate"]))
 
 
+def _patchtst(fold: Fold, train: SequenceData, validation: SequenceData, steps: int) -> _Scored | str:
+    """Production PatchTST of BREAK and BOUNCE rows, with the canary's training, or why there is none."""
+    # torch and transformers take seconds to import; a process that only lists the graph does not pay for them
+    from spymaster_assets.models.patchtst import PatchTST
+
+    fitted, judged = (d.select(d.y_break >= 0) for d in (train, validation))
+    y = (judged.y_break > 0).astype(np.float64)
+    if reason := too_few(y, True):
+        return f"validation: {reason}"
+    asked = fold.canary
+    batches = max(1, math.ceil(len(fitted) / asked.patchtst_batch_size))
+    settings = replace(
+        fold.patchtst,
+        epochs=math.ceil(steps / batches),
+        patience_epochs=0,
+        batch_size=asked.patchtst_batch_size,
+        learning_rate=asked.patchtst_learning_rate,
+        dropout=0.0,
+        min_train_rows=max(fold.patchtst.min_train_rows, asked.patchtst_min_rows),
+    )
+    model = PatchTST(settings)
+    try:
+        model.fit_unchecked(fitted, judged)
+    except ModelError as error:
+        return f"training: {error.what}"
+    p = model.predict(judged).filter(pl.col("head") == "direction")["p"].to_numpy()
+    return _Scored(y, p, judged.session, float((fitted.y_break > 0).mean()))
+
+
 def _neighbours(fold: Fold, train: pl.DataFrame, validation: pl.DataFrame) -> dict[str, _Scored | str]:
     """Production retrieval by head, or why there is none."""
     stage, contract = fold.retrieval.stage, fold.contract
@@ -407,7 +512,7 @@ def _by_chance(
     score: Callable[[_Scored], tuple[float, float] | None],
 ) -> Canary:
     """Verdict over independent trials of one head; score gives a value and its standard deviation by chance."""
-    labels = canary == "shuffled_labels"
+    labels = canary.startswith("shuffled_labels")
     statistic, chance = ("AUC", 0.5) if labels else ("skill", 0.0)
     values, variances, n = [], [], 0
     for trial in tried:
@@ -427,6 +532,10 @@ def _by_chance(
     return Canary(
         canary, what, statistic, "holds" if good else "failed", reason, n, trials, value, low, high, fold.level, chance
     )
+
+
+def _within_sessions(one: _Scored) -> tuple[float, float] | None:
+    return session_auc(one.y, one.p, one.session)
 
 
 def _silent(canary: str, what: str, statistic: str, reason: str) -> Canary:
@@ -449,14 +558,24 @@ def _best_column(
     if only is not None:
         kept = [i for i, name in enumerate(names) if name in only]
         X, names = X[:, kept], tuple(names[i] for i in kept)
-    y = target(rows, head, fold.delay) > 0
-    side = rows["direction_sign"].cast(pl.Float32).to_numpy()[:, None]
+    side = rows["direction_sign"].cast(pl.Float32).to_numpy()
+    return _best_value(X, names, target(rows, head, fold.delay) > 0, side, fold.tree.min_class_rows)
+
+
+def _best_value(
+    X: NDArray[np.float32],
+    names: Sequence[str],
+    y: NDArray[np.bool_],
+    side: NDArray[np.float32],
+    min_class_rows: int,
+) -> tuple[float, str, int] | None:
+    """(AUC, name, rows) of the single column of X (n, f) that tells y (n,) best, read as `_best_column` says."""
     best = None
-    for view in (X, X * side, np.abs(X), np.isnan(X).astype(np.float32)):
+    for view in (X, X * side[:, None], np.abs(X), np.isnan(X).astype(np.float32)):
         seen = ~np.isnan(view)
         positive = (seen & y[:, None]).sum(axis=0)
         negative = seen.sum(axis=0) - positive
-        enough = np.minimum(positive, negative) >= fold.tree.min_class_rows
+        enough = np.minimum(positive, negative) >= min_class_rows
         if not enough.any():
             continue
         view, seen, positive, negative = view[:, enough], seen[:, enough], positive[enough], negative[enough]

@@ -6,12 +6,15 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import dagster as dg
+import numpy as np
 import polars as pl
 import pytest
 
 from spymaster_assets.assets import datasets as datasets_module
+from spymaster_assets.assets import models as models_module
 from spymaster_assets.assets.canaries import require_canaries
 from spymaster_assets.automation.demo import _QUIET
 from spymaster_assets.definitions import build_definitions
@@ -82,17 +85,50 @@ def leak_column(honest: Read, settings: Settings) -> Read:
     return read
 
 
+def leak_windows(honest: Read, settings: Settings) -> Read:
+    """The last training session also delivers the validation sessions' windows."""
+    split = datasets_module.read_split(ArtifactStore(settings.root), scheduled_asof(settings)[0])[0]
+
+    def read(store: ArtifactStore, key: str) -> tuple:
+        arrays, artifact = honest(store, key)
+        if key == split.train[-1]:
+            parts = [arrays, *(honest(store, k)[0] for k in split.validation)]
+            arrays = {k: v if k.endswith("names") else np.concatenate([p[k] for p in parts]) for k, v in arrays.items()}
+        return arrays, artifact
+
+    return read
+
+
+def late_windows(honest: Read, settings: Settings) -> Read:
+    """The last bar of a window is as far from the level as the price after confirmation."""
+
+    def read(store: ArtifactStore, key: str) -> tuple:
+        arrays, artifact = honest(store, key)
+        X = arrays["X"].copy()
+        X[:, -1, arrays["seq_feature_names"].tolist().index("dist_to_level")] = -np.nan_to_num(arrays["y_strength"])
+        return {**arrays, "X": X}, artifact
+
+    return read
+
+
 @pytest.mark.parametrize(
-    ("leak", "caught_by"),
-    [(leak_rows, {"shuffled_labels", "noise_trees", "noise_retrieval"}), (leak_column, {"production_columns"})],
+    ("module", "reader", "leak", "caught_by"),
+    [
+        (datasets_module, "read_signals", leak_rows, {"shuffled_labels", "noise_trees", "noise_retrieval"}),
+        (datasets_module, "read_signals", leak_column, {"production_columns"}),
+        (models_module, "read_sequences", leak_windows, {"shuffled_labels_patchtst"}),
+        (models_module, "read_sequences", late_windows, {"production_sequences"}),
+    ],
 )
 def test_a_sabotaged_pipeline_is_not_published(
     copied: Settings,
     monkeypatch: pytest.MonkeyPatch,
+    module: ModuleType,
+    reader: str,
     leak: Callable[[Read, Settings], Read],
     caught_by: set[str],
 ) -> None:
-    monkeypatch.setattr(datasets_module, "read_signals", leak(datasets_module.read_signals, copied))
+    monkeypatch.setattr(module, reader, leak(getattr(module, reader), copied))
     store, asof = ArtifactStore(copied.root), scheduled_asof(copied)[0]
     together = run(copied, "canaries", "calibration_report")
     assert not together.success

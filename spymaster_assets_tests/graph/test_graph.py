@@ -105,7 +105,7 @@ def test_groups_and_lineage(demo: Demo) -> None:
     assert {"book_snapshots", "option_flow"} <= upstream["signals"]
     assert "signals" in upstream["split_manifest"]
     assert "split_manifest" in upstream["patchtst_model"]
-    assert upstream["canaries"] == {"split_manifest", "signals"}
+    assert upstream["canaries"] == {"split_manifest", "signals", "sequence_dataset"}
     assert "canaries" in upstream["calibration_report"]
     assert upstream["walk_forward_report"] == {"calibration_report", "canaries"}
 

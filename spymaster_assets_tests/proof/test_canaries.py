@@ -14,9 +14,12 @@ from scipy.stats import norm
 from spymaster_assets.contract import Contract
 from spymaster_assets.evaluation import plots
 from spymaster_assets.evaluation.calibration import brier_skill
+from spymaster_assets.models.base import SequenceData
+from spymaster_assets.models.patchtst import PatchTST
 from spymaster_assets.proof import canaries as module
 from spymaster_assets.proof.canaries import (
     CANARIES,
+    CHANCE,
     Canary,
     Fold,
     noise,
@@ -24,15 +27,18 @@ from spymaster_assets.proof.canaries import (
     planted_column,
     planted_declared,
     planted_model,
+    planted_patchtst,
     planted_replay,
     production_columns,
+    production_sequences,
     run_canaries,
     session_auc,
     shuffled_labels,
+    shuffled_labels_patchtst,
     skill_deviation,
     to_json,
 )
-from spymaster_assets.settings import DELAYS_S, NS, CanarySettings, RetrievalSettings, TreeSettings
+from spymaster_assets.settings import DELAYS_S, NS, CanarySettings, PatchTSTSettings, RetrievalSettings, TreeSettings
 from spymaster_assets.store import dump_json
 from spymaster_assets_tests.builders import CONTRACT
 
@@ -82,16 +88,43 @@ def session_rows(day: int, n: int, rng: np.random.Generator) -> pl.DataFrame:
     return CONTRACT.conform(frame)
 
 
+def sequences_of(frame: pl.DataFrame, seed: int) -> SequenceData:
+    """Windows of 32 bars whose channels share the drift of the frame's features, and every static feature, most of them noise."""
+    rng = np.random.default_rng([8, seed])
+    drift = frame["volatility"].fill_null(0.0).to_numpy()[:, None, None]
+    outcome = frame["outcome_4min"].to_numpy()
+    mask = np.ones((frame.height, 32), np.uint8)
+    mask[rng.random(frame.height) < 0.2, :10] = 0
+    told = ("direction_sign", *FEATURES)
+    names = (*told, *(c.name for c in CONTRACT.features("A", "4min") if c.dtype != "string" and c.name not in told))
+    static = rng.normal(0, 1, (frame.height, len(names)))
+    static[:, : len(told)] = frame.select(pl.col(told).cast(pl.Float64)).to_numpy()
+    return SequenceData(
+        X=((drift + rng.normal(0, 1, (frame.height, 32, 3))) * mask[..., None]).astype(np.float32),
+        mask=mask,
+        static=static.astype(np.float32),
+        y_break=np.select([outcome == "BREAK", outcome == "BOUNCE"], [1, 0], -1).astype(np.int8),
+        y_strength=frame["strength_signed_4min"].to_numpy().astype(np.float32),
+        event_id=frame["event_id"].to_numpy().astype(str),
+        ts_ns=frame["ts_ns"].to_numpy().astype(np.int64),
+        session=frame["date"].to_numpy().astype(str),
+        channel_names=("dist_to_level", "return", "range"),
+        static_names=names,
+    )
+
+
 def fold(seed: int, train: int = 12, validation: int = 4, n: int = 40, **canary: float) -> Fold:
     rng = np.random.default_rng([7, seed])
     days = [session_rows(day, n, rng) for day in range(train + validation)]
+    parts = pl.concat(days[:train]), pl.concat(days[train:])
     return Fold(
-        pl.concat(days[:train]),
-        pl.concat(days[train:]),
+        *parts,
+        *(sequences_of(part, 2 * seed + i) for i, part in enumerate(parts)),
         CONTRACT,
         "4min",
         TreeSettings(threads=1),
         RetrievalSettings(),
+        PatchTSTSettings(device="cpu"),
         replace(CanarySettings(), **canary),  # type: ignore[arg-type]
     )
 
@@ -191,10 +224,74 @@ def test_honest_folds_are_not_blocked_more_often_than_stated() -> None:
     assert max(np.abs(z).max(), up.max()) < 4.5
 
 
+def test_patchtst_of_honest_folds_is_at_chance() -> None:
+    """z of PatchTST's shuffled labels alone, so that no other canary can hide a wrong variance."""
+    z = np.array([z_of(shuffled_labels_patchtst(fold(seed, patchtst_steps=20))) for seed in range(3 * FOLDS)])
+    print(
+        f"{len(z)} folds: PatchTST of shuffled labels, z mean {z.mean():+.3f} sd {z.std():.3f} max {np.abs(z).max():.2f}"
+    )
+    assert abs(z.mean()) < 4 / np.sqrt(len(z))
+    assert abs(z.std() - 1) < 4 / np.sqrt(2 * len(z))
+    assert np.abs(z).max() < 4.5
+
+
 def test_validation_rows_in_training_are_caught(honest: Fold) -> None:
     leaked = replace(honest, train=pl.concat([honest.train, honest.validation]))
     found = verdicts(shuffled_labels(leaked) + noise(leaked))
     assert found == {name: {"failed"} for name in ("shuffled_labels", "noise_trees", "noise_retrieval")}
+
+
+def test_validation_sequences_in_training_are_caught(honest: Fold, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = SequenceData.concatenate([honest.train_sequences, honest.validation_sequences])
+    assert shuffled_labels_patchtst(replace(honest, train_sequences=both)).verdict == "failed"
+    # a trainer that takes the rows it is judged on
+    fit = PatchTST.fit_unchecked
+    greedy = lambda self, train, held: fit(self, SequenceData.concatenate([train, held]), held)  # noqa: E731
+    monkeypatch.setattr(PatchTST, "fit_unchecked", greedy)
+    assert shuffled_labels_patchtst(honest).verdict == "failed"
+
+
+def test_a_scaler_that_peeks_at_the_labels_it_is_judged_on_is_caught(
+    honest: Fold, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Static columns are centred by class: the class of the rows that are judged may not be known."""
+    fit = PatchTST.fit_unchecked
+
+    def encoded(data: SequenceData) -> SequenceData:
+        return replace(data, static=data.static + np.where(data.y_break > 0, 1, -1).astype(np.float32)[:, None])
+
+    predict = PatchTST._predict
+    monkeypatch.setattr(PatchTST, "fit_unchecked", lambda self, train, held: fit(self, encoded(train), encoded(held)))
+    monkeypatch.setattr(PatchTST, "_predict", lambda self, data: predict(self, encoded(data)))
+    assert shuffled_labels_patchtst(honest).verdict == "failed"
+
+
+@pytest.mark.parametrize("part", ["channel", "static column"])
+def test_a_lie_in_the_sequences_is_learned(honest: Fold, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    assert planted_patchtst(honest, part).verdict == "holds"
+    monkeypatch.setattr(module, "plant_sequences", lambda data, part: data)
+    found = planted_patchtst(honest, part)
+    assert (found.verdict, found.limit) == ("failed", honest.canary.plausible_auc_a)
+
+
+@pytest.mark.parametrize("where", ["last bar of return", "atr"])
+def test_sequences_that_hold_the_outcome_are_caught(honest: Fold, where: str) -> None:
+    """A window that ends too late, and a static column that is joined too late: the side of the approach does not hide it."""
+
+    def leak(data: SequenceData) -> SequenceData:
+        X, static = data.X.copy(), data.static.copy()
+        if where == "atr":
+            side = static[:, data.static_names.index("direction_sign")]
+            static[:, data.static_names.index("atr")] = data.y_strength * side
+        else:
+            X[:, -1, data.channel_names.index("return")] = data.y_strength
+        return replace(data, X=X, static=static)
+
+    assert production_sequences(honest).verdict == "holds"
+    parts = {n: leak(getattr(honest, n)) for n in ("train_sequences", "validation_sequences")}
+    found = production_sequences(replace(honest, **parts))  # type: ignore[arg-type]
+    assert found.verdict == "failed"
+    assert where in found.reason
 
 
 def test_power_against_copied_rows() -> None:
@@ -259,7 +356,7 @@ def test_too_few_rows_are_said_and_not_passed() -> None:
     found = run_canaries(fold(1, train=2, validation=1, n=8))
     by_name = verdicts(found)
     assert by_name["planted_declared"] == {"holds"}
-    for name in ("shuffled_labels", "noise_trees", "noise_retrieval", "planted_model", "production_columns"):
+    for name in (*CHANCE, "planted_model", "planted_patchtst", "production_columns", "production_sequences"):
         assert by_name[name] == {"not assessable"}, name
     for canary in found:
         assert canary.reason
