@@ -58,6 +58,8 @@ Later = Literal["absent", "altered"]
 """What becomes of the sessions that came after an asset was made, the as-of session of models among them."""
 Results = dict[str, tuple[list[Difference], int]]
 """Per asset what differs and how many values were compared."""
+UNALTERED = "nothing altered"
+"""What a replay is told as that only says whether the stored artifacts can be made again as they are."""
 LATER_SESSIONS = 2
 """How many sessions that came after are rebuilt with another content."""
 CUTS_PER_PREDICTION_CUT = 8
@@ -93,6 +95,9 @@ class Replay:
         """A difference with the cut and the nearest upstream asset that differs."""
         above = self.nearest.get(difference.asset)
         where = f"{above} differs already" if above else "begins here"
+        if self.future == UNALTERED:
+            made = f"dagster asset materialize --select '{difference.asset}+' --partition {difference.key}"
+            where += f"; no look-ahead but stale (other input, settings or code since) or not reproducible: {made}"
         return f"{self.future} at {self.at}: {difference}; {where}"
 
 
@@ -110,6 +115,20 @@ def replay_session(settings: Settings, key: str, at_ns: int, future: Future) -> 
         results = _rebuilt(shadow, SESSION_ASSETS, key)
         results |= _compared_session(store, ArtifactStore(shadow.root), key, at_ns)
     return _judged(settings, key, future, at_ns, results)
+
+
+def replay_unaltered(settings: Settings, key: str) -> Replay:
+    """Rebuild a session's assets from its files as they are; all rows are compared. Raises like `replay_session`."""
+    store, session = ArtifactStore(settings.root), calendar_of(settings.symbol).session(key)
+    never_ns = np.iinfo(np.int64).max
+    with shadow_of(settings) as shadow:
+        _write(settings, shadow, [session], never_ns, "altered")
+        lend(store, shadow.root, "ohlcv_bars", warmup_sessions(settings, key))
+        results = _rebuilt(shadow, SESSION_ASSETS, key)
+        replayed, contract = ArtifactStore(shadow.root), load_contract()
+        for asset in (a for a in SESSION_ASSETS if replayed.exists(a, key)):
+            results[asset] = differences(store.load(asset, key), replayed.load(asset, key), never_ns, contract)
+    return _judged(settings, key, UNALTERED, session.close_ns, results)
 
 
 def _write(settings: Settings, shadow: Settings, sessions: Sequence[Session], at_ns: int, future: Future) -> None:
@@ -142,13 +161,16 @@ def replay_models(settings: Settings, asof: str, later: Later) -> Replay:
     Every file of them is compared, byte for byte but for provenance. Raises like `replay_session`.
     """
     store = ArtifactStore(settings.root)
-    made = stored_models(store, asof)
+    unfit = tuple(why for a in stored_models(store, asof) if (why := _unfit(store, a, asof)))
+    made = [a for a in stored_models(store, asof) if not _unfit(store, a, asof)]
+    if not made:
+        return Replay(asof, f"later sessions {later}", 0, {}, untried=unfit, about=MODEL_ASSETS)
 
     def refit(shadow: Settings) -> Results:
         return _refitted(store, shadow, made, asof)
 
     replay = _replay_later(settings, asof, asof, later, ("signals", "sequence_dataset", "levels"), refit, MODEL_ASSETS)
-    return replace(replay, untried=_unmade(store, asof)) if replay.compared else replay
+    return replace(replay, untried=(*unfit, *_unmade(store, asof))) if replay.compared else replay
 
 
 def replay_report(settings: Settings, asof: str, later: Later) -> Replay:
@@ -434,7 +456,21 @@ def prove(
             tries += _report_tries(settings, store, asof, cuts, seed)
         if WALK_FORWARD_ASSET in wanted:
             tries += _walk_forward_tries(settings, store, asof, seed)
-    return [t() for t in track(tries, "replays", console=console or Console(quiet=True))]
+    controls: dict[str, Replay] = {}
+    return [
+        _controlled(settings, t(), controls) for t in track(tries, "replays", console=console or Console(quiet=True))
+    ]
+
+
+def _controlled(settings: Settings, replay: Replay, controls: dict[str, Replay]) -> Replay:
+    """The replay; where a session in which it differs cannot be made again from unaltered input either, that difference instead."""
+    for key in sorted({d.key for d in replay.differences if d.asset in SESSION_ASSETS}):
+        if key not in controls:
+            controls[key] = replay_unaltered(settings, key)
+        if (control := controls[key]).differences:
+            compared, about, untried = replay.compared, replay.about, replay.untried
+            return replace(control, key=replay.key, compared=compared, about=about, untried=untried)
+    return replay
 
 
 def _session_tries(
@@ -491,12 +527,13 @@ def _walk_forward_tries(settings: Settings, store: ArtifactStore, asof: str, see
 
 
 def _unfit(store: ArtifactStore, asset: str, key: str) -> str | None:
-    """Why a report cannot be made again as it was: it is not stored, or an input of it is another by now."""
+    """Why an artifact cannot be made again as it was: it is not stored, or an artifact that it was made from is another by now."""
     if not store.exists(asset, key):
         return f"{asset} [{key}]: not stored"
-    report = store.load(asset, key)
-    for name, sha256 in report.inputs.items():
-        if not store.exists(*input_of(report, name)) or store.load(*input_of(report, name)).sha256 != sha256:
+    made = store.load(asset, key)
+    for name, sha256 in made.inputs.items():
+        source = input_of(made, name)
+        if source[0] in ASSETS and (not store.exists(*source) or store.load(*source).sha256 != sha256):
             return f"{asset} [{key}]: {name} has changed since it was made"
     return None
 

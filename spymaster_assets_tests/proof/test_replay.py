@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from spymaster_assets.automation import prove as prove_module
-from spymaster_assets.automation.prove import provable_asofs, prove, replay_models, replay_session
+from spymaster_assets.automation.prove import UNALTERED, provable_asofs, prove, replay_models, replay_session
 from spymaster_assets.automation.replay_checks import verdicts
 from spymaster_assets.automation.shadow import lend, rebuild
 from spymaster_assets.datasets.sequences import from_npz_bytes, to_npz_bytes
@@ -152,6 +152,22 @@ def test_what_is_lent_is_of_one_version(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(ArtifactStore, "require", overtaken)
     lend(store, tmp_path / "shadow", "signals", [KEY])
     assert ArtifactStore(tmp_path / "shadow").load("signals", KEY).json("a.json")["n"] == (0 if republished == 1 else 3)
+
+
+@pytest.mark.parametrize("change", ["settings", "file"])
+def test_what_is_stale_is_told_as_stale_and_not_as_look_ahead(made: Settings, change: str) -> None:
+    now = made
+    if change == "settings":
+        now = replace(made, label=replace(made.label, mode="volatility"))
+    else:
+        session = calendar_of("SPY").session(KEY)
+        write_market(made.dbn_dir, made.instrument, [session], 12)
+    replays = prove(now, [KEY], [], cuts=6)
+    assert {r.future for r in replays if r.differences} == {UNALTERED}
+    told = [r.told(d) for r in replays for d in r.differences]
+    assert all("no look-ahead but stale" in t for t in told)
+    first = "signals" if change == "settings" else "market_files"
+    assert f"dagster asset materialize --select '{first}+' --partition {KEY}" in told[0]
 
 
 def test_labels_of_sequences_and_the_facts_of_levels_are_compared(made: Settings, tmp_path: Path) -> None:
