@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import dagster as dg
@@ -15,7 +16,7 @@ from rich.console import Console
 from spymaster_assets.automation import demo as demo_module
 from spymaster_assets.definitions import build_definitions
 from spymaster_assets.partitions import resolve
-from spymaster_assets.settings import Settings, SplitSettings
+from spymaster_assets.settings import PatchTSTSettings, Settings, SplitSettings
 from spymaster_assets.store import ArtifactStore
 
 
@@ -44,6 +45,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
             "SIMULATED_SPLIT",
             SplitSettings(train_sessions=8, validation_sessions=2, embargo_sessions=1, retrain_every_sessions=2),
         )
+        # canaries are materialized and replayed many times here; a smaller network keeps that to seconds
+        small = PatchTSTSettings(layers=1, d_model=16, heads=2, ffn_dim=32)
+        patch.setattr(demo_module, "Settings", partial(Settings, patchtst=small))
         report = demo_module.run_demo(root, None, console=Console(file=out, width=80))
         settings = resolve(Settings.load({"SPYMASTER_DATA_DIR": str(root)}))
         with dg.DagsterInstance.get() as instance:

@@ -226,7 +226,9 @@ def test_honest_folds_are_not_blocked_more_often_than_stated() -> None:
 
 def test_patchtst_of_honest_folds_is_at_chance() -> None:
     """z of PatchTST's shuffled labels alone, so that no other canary can hide a wrong variance."""
-    z = np.array([z_of(shuffled_labels_patchtst(fold(seed, patchtst_steps=20))) for seed in range(3 * FOLDS)])
+    tried = [shuffled_labels_patchtst(fold(seed, patchtst_steps=20)) for seed in range(3 * FOLDS)]
+    z = np.array([z_of(c) for c in tried if c.value is not None])
+    assert len(z) > 2 * FOLDS
     print(
         f"{len(z)} folds: PatchTST of shuffled labels, z mean {z.mean():+.3f} sd {z.std():.3f} max {np.abs(z).max():.2f}"
     )
