@@ -27,10 +27,9 @@ from spymaster_assets.retrieval.index import RetrievalIndex
 from spymaster_assets.settings import Settings, fingerprint
 from spymaster_assets.signals.context import SessionBars
 from spymaster_assets.signals.levels import levels_from_files
-from spymaster_assets.store import Artifact, ArtifactStore, dump_json, git_revision, provenance
+from spymaster_assets.store import REPORT_KEY, Artifact, ArtifactStore, dump_json, git_revision, provenance
 from spymaster_assets.tracking import run_name, track
 
-REPORT_KEY = "latest"
 _SHOWN_HEADS = 9
 
 

@@ -133,16 +133,16 @@ def test_a_cut_keeps_trades_before_it_and_bars_closed_by_then(tmp_path: Path) ->
 
 
 def volumes(*pairs: tuple[str, int]) -> list[ContractVolume]:
-    return [ContractVolume(n, name, v, v, v) for n, (name, v) in enumerate(pairs)]
+    return [ContractVolume(n, name, v, v, v, first_ns=0) for n, (name, v) in enumerate(pairs)]
 
 
 def test_front_is_chosen_by_the_session_before() -> None:
     before = volumes(("ESM5", 100), ("ESU5", 900))
     now = volumes(("ESM5", 5000), ("ESU5", 10))
-    front = choose_front(now, before, Front(0, "ESM5", 1.0, "previous_session"))
+    front = choose_front(now, before, Front(0, "ESM5", 1.0, "previous_session"), 1)
     assert front == Front(1, "ESU5", 0.9, "previous_session", "ESM5")
-    assert choose_front(now, [], None) == Front(0, "ESM5", round(5000 / 5010, 6), "pre_open", None)
-    assert choose_front([], before, None) is None
+    assert choose_front(now, [], None, 1) == Front(0, "ESM5", round(5000 / 5010, 6), "pre_open", None)
+    assert choose_front([], before, None, 1) is None
 
 
 def test_outrights() -> None:
