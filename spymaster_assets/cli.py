@@ -42,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     simulate = commands.add_parser("simulate", help="write a simulated market as DBN files")
     simulate.add_argument("folder", type=Path)
     simulate.add_argument("--first", default="2024-02-01", help="first session")
-    simulate.add_argument("--sessions", type=int, default=30)
-    simulate.add_argument("--seed", type=int, default=7)
+    simulate.add_argument("--sessions", type=_positive, default=30)
+    simulate.add_argument("--seed", type=_seed, default=7)
     simulate.add_argument("--instrument", default="SPY")
     simulate.add_argument(
         "--profile",
@@ -66,16 +66,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=[],
         help="an as-of session to refit (default: the newest with models, and the newest with a report)",
     )
-    prove.add_argument("--cuts", type=int, help="times at which a session is replayed (default: SPYMASTER_PROVE_CUTS)")
-    prove.add_argument("--seed", type=int, default=0)
+    prove.add_argument(
+        "--cuts", type=_positive, help="times at which a session is replayed (default: SPYMASTER_PROVE_CUTS)"
+    )
+    prove.add_argument("--seed", type=_seed, default=0)
     prove.add_argument("--record", action="store_true", help="record the results as asset checks below DAGSTER_HOME")
     history = commands.add_parser(
         "history",
         help="rebuild a session with other pasts and compare the history that each feature needs with its contract",
     )
     history.add_argument("--session", help="a session to replay (default: the newest with signals)")
-    history.add_argument("--touches", type=int, default=4, help="touches before which every declared window is tried")
-    history.add_argument("--seed", type=int, default=0)
+    history.add_argument(
+        "--touches", type=_positive, default=4, help="touches before which every declared window is tried"
+    )
+    history.add_argument("--seed", type=_seed, default=0)
     explain = commands.add_parser(
         "explain", help="an event from its predictions to the models, its row, the bars and the DBN records behind it"
     )
@@ -127,6 +131,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Console(stderr=True).print(f"[red]{type(error).__name__}[/]: {error}", soft_wrap=True)
         return 1
     return 0
+
+
+def _at_least(text: str, least: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+    return value
+
+
+def _positive(text: str) -> int:
+    return _at_least(text, 1)
+
+
+def _seed(text: str) -> int:
+    return _at_least(text, 0)
 
 
 def _prove(settings: Settings, options: argparse.Namespace) -> int:

@@ -254,6 +254,7 @@ class ProveSettings:
 class Settings:
     """One deployment: one instrument, one DBN folder, one artifact root.
 
+    dataset: the one whose files make the instrument's tape, and any other feed that lies in several; empty where each lies in one.
     first_session/last_session bound the partitions (ISO dates); missing_sessions lie between them, have no input and are no partitions:
     windows count the others. simulated marks every artifact of a simulated market.
     """
@@ -261,6 +262,7 @@ class Settings:
     root: Path
     dbn_dir: Path
     symbol: str = "SPY"
+    dataset: str = ""
     first_session: str = ""
     last_session: str = ""
     missing_sessions: tuple[str, ...] = ()
@@ -288,7 +290,7 @@ class Settings:
     def load(cls, env: Mapping[str, str] | None = None) -> Settings:
         """Read settings: environment over `<root>/spymaster.json` over defaults; raise ConfigError on a bad value.
 
-        SPYMASTER_DATA_DIR (root, default data/), SPYMASTER_DBN_DIR (default <root>/dbn), SPYMASTER_INSTRUMENT,
+        SPYMASTER_DATA_DIR (root, default data/), SPYMASTER_DBN_DIR (default <root>/dbn), SPYMASTER_INSTRUMENT, SPYMASTER_DATASET,
         SPYMASTER_FIRST_SESSION, SPYMASTER_LAST_SESSION, SPYMASTER_LABEL_MODE (dollars | volatility),
         SPYMASTER_WINDOW (rolling | expanding), SPYMASTER_TRAIN_SESSIONS, SPYMASTER_VALIDATION_SESSIONS,
         SPYMASTER_EMBARGO_SESSIONS, SPYMASTER_RETRAIN_EVERY, SPYMASTER_NIGHTLY (1 | 0), SPYMASTER_DEVICE,
@@ -308,6 +310,7 @@ class Settings:
         settings = _from_dict(cls(root=root, dbn_dir=(root / dbn_dir).expanduser().resolve()), stored, str(config))
         flat: dict[str, Any] = {
             "symbol": env.get("SPYMASTER_INSTRUMENT"),
+            "dataset": env.get("SPYMASTER_DATASET"),
             "first_session": env.get("SPYMASTER_FIRST_SESSION"),
             "last_session": env.get("SPYMASTER_LAST_SESSION"),
         }

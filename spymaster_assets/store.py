@@ -33,8 +33,11 @@ from spymaster_assets.tables import read_parquet
 MANIFEST = "manifest.json"
 MAX_FILE_BYTES = 2 << 30
 """Largest file of an artifact; one that claims more is refused before it is read."""
+REPORT_KEY = "latest"
+"""Key of an artifact without partitions."""
 _LOCK = ".lock"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=-]{0,199}")
+_PARTITION = re.compile(r"\d{4}-\d\d-\d\d")
 _VERSION, _SHA256 = re.compile(r"[0-9a-f]{16}"), re.compile(r"[0-9a-f]{64}")
 _TEMPORARY = re.compile(r"\.(?:[0-9a-f]{16}|torn|manifest\.json)-[0-9a-f]{32}")
 
@@ -222,9 +225,10 @@ class ArtifactStore:
             ) from error
 
     def keys(self, asset: str) -> list[str]:
-        """Published keys of an asset, sorted."""
+        """Published keys of an asset, sorted; a folder of another name than a partition has, such as a copy, is none."""
         folder = self.root / asset
-        return sorted(p.parent.name for p in folder.glob(f"*/{MANIFEST}")) if folder.is_dir() else []
+        names = (p.parent.name for p in folder.glob(f"*/{MANIFEST}")) if folder.is_dir() else ()
+        return sorted(name for name in names if _PARTITION.fullmatch(name) or name == REPORT_KEY)
 
     def require(self, asset: str, keys: Iterable[str]) -> list[Artifact]:
         """Handles of several partitions; raise MissingInputError that names every missing one."""

@@ -53,3 +53,25 @@ def test_a_fault_is_one_line_and_ends_with_1(tmp_path: Path, capsys: pytest.Capt
 def test_a_folder_without_data_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--root", str(tmp_path / "out"), "--data", str(tmp_path / "absent")]) == 1
     assert "absent" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("prove --seed -1", "--seed: '-1' is not a whole number of at least 0"),
+        ("prove --cuts -5", "--cuts: '-5' is not a whole number of at least 1"),
+        ("prove --cuts 0", "at least 1"),
+        ("prove --cuts many", "--cuts: 'many' is not a whole number"),
+        ("history --touches -1", "--touches: '-1' is not a whole number of at least 1"),
+        ("history --seed 1.5", "--seed: '1.5' is not"),
+        ("simulate nowhere --sessions 0", "--sessions: '0' is not"),
+        ("simulate nowhere --seed -7", "--seed: '-7' is not"),
+    ],
+)
+def test_a_number_out_of_range_is_refused_before_anything_runs(
+    capsys: pytest.CaptureFixture[str], arguments: str, said: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments.split())
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err

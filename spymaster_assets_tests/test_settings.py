@@ -25,7 +25,9 @@ def test_environment_wins_over_file_over_default(tmp_path: Path) -> None:
         SPYMASTER_TRAIN_SESSIONS="7",
         SPYMASTER_NIGHTLY="0",
         SPYMASTER_DBN_DIR="/data/x",
+        SPYMASTER_DATASET="GLBX.MDP3",
     )
+    assert (stored.dataset, changed.dataset) == ("", "GLBX.MDP3")
     assert (changed.symbol, changed.split.train_sessions, changed.nightly.enabled) == ("NQ", 7, False)
     assert changed.dbn_dir == Path("/data/x")
     assert changed.label.mode == "volatility"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import shutil
 from pathlib import Path
 
 import pytest
 
 from spymaster_assets.errors import ArtifactError, MissingInputError
-from spymaster_assets.store import MANIFEST, ArtifactStore, content_hash, dump_json
+from spymaster_assets.store import MANIFEST, REPORT_KEY, ArtifactStore, content_hash, dump_json
 
 
 def test_publish_then_read_returns_the_bytes(tmp_path: Path) -> None:
@@ -20,6 +21,19 @@ def test_publish_then_read_returns_the_bytes(tmp_path: Path) -> None:
     assert again.read("a.bin") == b"abc"
     assert again.inputs == {"file": "1"}
     assert store.keys("bars") == ["2024-05-06"]
+
+
+def test_keys_are_partitions_and_not_what_somebody_put_beside_them(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    for key in ("2024-02-23", "2024-02-22"):
+        store.publish("signals", key, {"a": b"1"})
+    for name in ("2024-02-23.bak", "old", "2024-02-23 (copy)", "20240223"):
+        shutil.copytree(tmp_path / "signals" / "2024-02-23", tmp_path / "signals" / name)
+    (tmp_path / "signals" / "2024-02-26").mkdir()  # nothing published yet
+    assert store.keys("signals") == ["2024-02-22", "2024-02-23"]
+    store.publish("walk_forward_report", REPORT_KEY, {"a": b"1"})
+    assert store.keys("walk_forward_report") == [REPORT_KEY]
+    assert store.keys("nothing") == []
 
 
 def test_altered_file_is_refused_with_the_remedy(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from spymaster_assets.market.bars import read_bars, session_bars
 from spymaster_assets.market.basis import SpotBasis, identity_basis, measured_basis
 from spymaster_assets.market.book import BookSnapshots, book_from_parquet, book_to_parquet
 from spymaster_assets.market.calendar import Session
-from spymaster_assets.market.dbn import file_sha256
+from spymaster_assets.market.dbn import file_sha256, unchanged
 from spymaster_assets.market.feeds import (
     book_files,
     load_book,
@@ -63,7 +63,7 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
         **common,
         deps=["market_files"],
         kinds={"databento", "numba"},
-        code_version=fingerprint(calendar.rules, settings.book, "1"),
+        code_version=fingerprint(calendar.rules, settings.book, settings.dataset, "1"),
         description="The last book of each 250 ms over regular hours with a margin, from mbp-10, mbo or mbp-1 files; without them the "
         "statement that the feed is missing.",
     )
@@ -73,19 +73,22 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
         def make(key: str) -> Made:
             session = calendar.session(key)
             registered = artifacts.store.load("market_files", key)
-            files = book_files(source.entries, session, profile)
+            files = book_files(source.entries, session, profile, settings.dataset)
             about: dict[str, Any] = {"present": bool(files), "simulated": settings.simulated}
             content: dict[str, bytes] = {}
+            inputs = {"market_files": registered.sha256}
             if files:
                 front = SessionFiles.from_json(registered.json("files.json")).front
-                book = load_book(files, session, front.instrument_id, settings.book, front.raw_symbol)
+                with unchanged(*(e.path for e in files)):
+                    book = load_book(files, session, front.instrument_id, settings.book, front.raw_symbol)
+                    inputs |= {e.name: file_sha256(e.path) for e in files}
                 content[BOOK] = book_to_parquet(book)
                 about |= book_coverage(book, session) | {"schema": files[0].header.schema}
             artifact = artifacts.store.publish(
                 "book_snapshots",
                 key,
                 {ABOUT: dump_json(about), **content},
-                inputs={"market_files": registered.sha256, **{e.name: file_sha256(e.path) for e in files}},
+                inputs=inputs,
                 metadata=seen_inputs(settings, source, key),
             )
             return Made(artifact, {"dagster/row_count": about.get("snapshots", 0), **_shown(about)})
@@ -132,7 +135,11 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
         deps=["market_files", "ohlcv_bars", spot_basis],
         kinds={"databento", "numba"},
         code_version=fingerprint(
-            calendar.rules, settings.option, option_settings(settings.option, profile, profile.root).multiplier, "3"
+            calendar.rules,
+            settings.option,
+            settings.dataset,
+            option_settings(settings.option, profile, profile.root).multiplier,
+            "3",
         ),
         description="0DTE option trades with aggressor, spot at the time, implied volatility, greeks and dealer gamma, from DBN files and "
         "their definitions or a flat CSV file; without them the statement that the feed is missing.",
@@ -143,28 +150,26 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
         def make(key: str) -> Made:
             session = calendar.session(key)
             registered = artifacts.store.load("market_files", key)
-            files = option_source(source.entries, source.folder, session, profile)
+            files = option_source(source.entries, source.folder, session, profile, settings.dataset)
             about: dict[str, Any] = {"present": files is not None, "simulated": settings.simulated}
             content: dict[str, bytes] = {}
             inputs = {"market_files": registered.sha256}
             if files is not None:
                 basis, basis_sha256 = read_basis(artifacts.store, key)
                 own = files.root == profile.root
-                inputs |= {
-                    "spot_basis": basis_sha256,
-                    **{p.relative_to(source.folder).as_posix(): file_sha256(p) for p in files.files},
-                }
+                inputs["spot_basis"] = basis_sha256
                 registration = SessionFiles.from_json(registered.json("files.json"))
                 ts_ns, price_e9, bars_sha256 = _underlying(artifacts.store, source.folder, registration, session)
                 inputs |= bars_sha256
                 if not own:
                     price_e9 = basis.to_strike_e9(price_e9, ts_ns)
-                trades = load_option_trades(files, session)
+                with unchanged(*files.files):
+                    trades, interest = load_option_trades(files, session), load_open_interest(files, session)
+                    inputs |= {p.relative_to(source.folder).as_posix(): file_sha256(p) for p in files.files}
                 flow = option_flow(
                     trades, ts_ns, price_e9, calendar, option_settings(settings.option, profile, files.root)
                 )
                 content[FLOW] = flow_to_parquet(flow)
-                interest = load_open_interest(files, session)
                 if interest is not None:
                     content[INTEREST] = parquet_bytes(pl.DataFrame(vars(interest)))
                 share, missing = minute_coverage(flow.ts_ns, session)

@@ -43,7 +43,7 @@ def market_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
     @dg.asset(
         **common,
         kinds={"databento", "json"},
-        code_version=fingerprint(calendar.rules, "1"),
+        code_version=fingerprint(calendar.rules, settings.dataset, "2"),
         description="What input a session has: files with hashes, sizes, counts, coverage and the contract in front. "
         "Refuses truncated, corrupt, disordered or twice-delivered files.",
     )
@@ -52,7 +52,7 @@ def market_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
     ) -> dg.MaterializeResult[Any]:
         def make(key: str) -> Made:
             previous = previous_registration(settings, source.entries, key)
-            found = register_session(source.entries, calendar, settings.instrument, key, previous)
+            found = register_session(source.entries, calendar, settings.instrument, key, previous, settings.dataset)
             shown = found.to_json()
             artifact = artifacts.store.publish(
                 "market_files",
@@ -184,7 +184,7 @@ def previous_registration(
     before = calendar.previous(key)
     try:
         earlier = previous_registration(settings, entries, before, depth - 1)
-        return register_session(entries, calendar, settings.instrument, before, earlier)
+        return register_session(entries, calendar, settings.instrument, before, earlier, settings.dataset)
     except MissingInputError:
         return None
 

@@ -28,11 +28,10 @@ from spymaster_assets.settings import Settings, fingerprint
 from spymaster_assets.signals.build import read_signals
 from spymaster_assets.signals.context import SessionBars
 from spymaster_assets.signals.levels import levels_from_files
-from spymaster_assets.store import ArtifactStore, dump_json, git_revision, provenance
+from spymaster_assets.store import REPORT_KEY, ArtifactStore, dump_json, git_revision, provenance
 from spymaster_assets.tables import parquet_bytes
 from spymaster_assets.tracking import run_name, track
 
-REPORT_KEY = "latest"
 _SHOWN_HEADS = 9
 
 

@@ -18,7 +18,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from spymaster_assets.assets.common import progress_listeners
-from spymaster_assets.assets.proof import REPORT_KEY
 from spymaster_assets.errors import ConfigError
 from spymaster_assets.evaluation.report import best_baselines
 from spymaster_assets.market.contracts import is_outright
@@ -28,7 +27,7 @@ from spymaster_assets.market.simulate import read_mark
 from spymaster_assets.market.simulate_book import write_full_market
 from spymaster_assets.partitions import all_sessions, calendar_of, resolve, scheduled_asof
 from spymaster_assets.settings import LabelSettings, Settings, SplitSettings
-from spymaster_assets.store import ArtifactStore
+from spymaster_assets.store import REPORT_KEY, ArtifactStore
 
 SIMULATED_FIRST_SESSION = "2024-02-01"
 SIMULATED_SESSIONS = 30
@@ -120,13 +119,15 @@ def _simulated(root: Path, console: Console) -> Settings:
 
 def _real(root: Path, data: Path, symbol: str | None) -> Settings:
     entries = scan_folder(data)
+    configured = Settings.load({**os.environ, "SPYMASTER_DATA_DIR": str(root)})
     settings = resolve(
         Settings(
             root=root,
             dbn_dir=data.resolve(),
             symbol=symbol or _guess_symbol(entries),
             label=LabelSettings(mode="volatility"),
-            split=Settings.load({**os.environ, "SPYMASTER_DATA_DIR": str(root)}).split,
+            dataset=configured.dataset,
+            split=configured.split,
         )
     )
     calendar = calendar_of(settings.symbol)
@@ -134,14 +135,14 @@ def _real(root: Path, data: Path, symbol: str | None) -> Settings:
     covered = []
     key = settings.first_session
     while calendar.session(key).regular_open_ns < latest:
-        if covers(entries, calendar.session(key), settings.instrument):
+        if covers(entries, calendar.session(key), settings.instrument, settings.dataset):
             covered.append(key)
         key = calendar.next(key)
     if not covered:
         raise ConfigError("the files cover no session", where=str(data), expected=f"sessions of {settings.symbol}")
     # a header may state a range that its records leave partly empty, so the records decide
     between = calendar.sessions(covered[0], covered[-1])
-    recorded = set(recorded_sessions(entries, calendar, settings.instrument, between))
+    recorded = set(recorded_sessions(entries, calendar, settings.instrument, between, settings.dataset))
     if not recorded.intersection(covered):
         raise ConfigError("no session holds a record of the instrument", where=str(data), expected=settings.symbol)
     first, last = (f(k for k in covered if k in recorded) for f in (min, max))

@@ -179,7 +179,7 @@ def _due_data(
     for key in sessions:
         session = calendar.session(key)
         over = session.close_ns + nightly.grace_min * MINUTE_NS <= now_ns
-        if not over or not covers(entries, session, settings.instrument):
+        if not over or not covers(entries, session, settings.instrument, settings.dataset):
             if not made.has(SESSION_ASSETS, key):
                 yield key, None, _NOT_COVERED if over else _NOT_OVER
             elif over and not made.from_files(key, inputs_fingerprint(inputs_of(key))):

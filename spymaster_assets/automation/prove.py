@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.progress import track
 
 from spymaster_assets.assets.datasets import read_split
-from spymaster_assets.assets.proof import REPORT_KEY
 from spymaster_assets.assets.signals import read_signals, warmup_sessions
 from spymaster_assets.automation.shadow import (
     REACH_NS,
@@ -52,7 +51,7 @@ from spymaster_assets.proof.lineage import input_of
 from spymaster_assets.proof.members import file_differences, fitted_differences
 from spymaster_assets.proof.reports import PREDICTIONS, page_entries, page_sections, prediction_differences
 from spymaster_assets.settings import DELAYS_S, NS, Settings
-from spymaster_assets.store import Artifact, ArtifactStore, dump_json
+from spymaster_assets.store import REPORT_KEY, Artifact, ArtifactStore, dump_json
 
 Later = Literal["absent", "altered"]
 """What becomes of the sessions that came after an asset was made, the as-of session of models among them."""

@@ -10,14 +10,13 @@ import dagster as dg
 # not exported, yet what the UI tells a check of the newest materialization by
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
 
-from spymaster_assets.assets.proof import REPORT_KEY
 from spymaster_assets.assets.windows import NEW_YORK, session_partitions
 from spymaster_assets.automation.prove import Replay, judged_asofs, provable_asofs, prove, telling_asofs
 from spymaster_assets.partitions import ASSETS, SESSION_ASSETS, WALK_FORWARD_ASSET, calendar_of
 from spymaster_assets.proof.compare import Difference
 from spymaster_assets.proof.cuts import telling_sessions
 from spymaster_assets.settings import Settings
-from spymaster_assets.store import ArtifactStore
+from spymaster_assets.store import REPORT_KEY, ArtifactStore
 
 CHECK = "replay_holds"
 PROVE_JOB = "prove"

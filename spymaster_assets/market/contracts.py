@@ -1,4 +1,4 @@
-"""Which contract is in front: the outright with the most regular-hours volume in the session before."""
+"""Which contract is in front: of the outrights seen before the regular open, the one that traded most in the session before."""
 
 from __future__ import annotations
 
@@ -7,27 +7,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from spymaster_assets.market.instruments import Instrument
+from spymaster_assets.settings import MINUTE_NS
 
 _MONTH_YEAR = r"[FGHJKMNQUVXZ]\d{1,2}"
 
 
 @dataclass(frozen=True)
 class ContractVolume:
-    """What an outright traded in a session: in all, in regular hours, and before the regular open (known in advance of it)."""
+    """What an outright traded in a session: in all, in regular hours, and up to when its front is known (`front_known_ns`).
+
+    first_ns: its first record, UTC ns.
+    """
 
     instrument_id: int
     raw_symbol: str
     volume: int
     regular_volume: int
     pre_open_volume: int
+    first_ns: int
 
 
 @dataclass(frozen=True)
 class Front:
     """The chosen contract, its share of the outright volume it was chosen by, and the basis of the choice.
 
-    basis: 'only_contract', 'previous_session' (regular-hours volume of the session before) or 'pre_open' (no session before: the
-    volume of this session up to its regular open). rolled_from is the contract in front before, null when it is the same.
+    basis: 'only_contract' (no other was seen by then), 'previous_session' (regular-hours volume of the session before, its whole volume
+    where that is zero) or 'pre_open' (volume of this session up to then, where none of them traded in the session before). rolled_from
+    is the contract in front before, null when it is the same.
     """
 
     instrument_id: int
@@ -44,32 +50,36 @@ def is_outright(raw_symbol: str, instrument: Instrument) -> bool:
     return raw_symbol == instrument.symbol
 
 
-def choose_front(
-    current: Sequence[ContractVolume], previous: Sequence[ContractVolume], previous_front: Front | None
-) -> Front | None:
-    """Front contract of a session among those that trade in it; None when none does.
+def front_known_ns(first_ns: int, regular_open_ns: int) -> int:
+    """When the front month is known: at the regular open, or after the first minute (from first_ns on) of a tape that begins later."""
+    return max(regular_open_ns, (first_ns // MINUTE_NS + 1) * MINUTE_NS)
 
-    Known before the regular open: it rests on the session before, or on this session's volume up to the open. Ties go to the lower id.
+
+def choose_front(
+    current: Sequence[ContractVolume], previous: Sequence[ContractVolume], previous_front: Front | None, known_ns: int
+) -> Front | None:
+    """Front contract of a session among those with a record before known_ns, by what was known then; None when there is none.
+
+    Whether a contract trades later must not matter, and one that has expired is seen no more. Ties go to the lower id.
     """
-    if not current:
+    seen = [c for c in current if c.first_ns < known_ns]
+    if not seen:
         return None
-    trading = {c.instrument_id: c for c in current}
-    if previous:
-        basis, volumes = "previous_session", {c.instrument_id: c.regular_volume for c in previous}
-        if not any(volumes.get(i, 0) for i in trading):
-            volumes = {c.instrument_id: c.volume for c in previous}
-    else:
-        basis, volumes = "pre_open", {c.instrument_id: c.pre_open_volume for c in current}
-    if len(trading) == 1:
+    ranks = (
+        ("previous_session", {c.instrument_id: c.regular_volume for c in previous}),
+        ("previous_session", {c.instrument_id: c.volume for c in previous}),
+        ("pre_open", {c.instrument_id: c.pre_open_volume for c in seen}),
+    )
+    basis, volumes = next((r for r in ranks if any(r[1].get(c.instrument_id) for c in seen)), ranks[-1])
+    chosen = min(seen, key=lambda c: (-volumes.get(c.instrument_id, 0), c.instrument_id))
+    if len(seen) == 1:
         basis = "only_contract"
-    chosen = min(trading, key=lambda i: (-volumes.get(i, 0), i))
     total = sum(volumes.values())
     before = previous_front.raw_symbol if previous_front else None
-    symbol = trading[chosen].raw_symbol
     return Front(
-        chosen,
-        symbol,
-        1.0 if basis == "only_contract" else round(volumes.get(chosen, 0) / total, 6) if total else 0.0,
+        chosen.instrument_id,
+        chosen.raw_symbol,
+        1.0 if basis == "only_contract" else round(volumes.get(chosen.instrument_id, 0) / total, 6) if total else 0.0,
         basis,
-        before if before not in (None, symbol) else None,
+        before if before not in (None, chosen.raw_symbol) else None,
     )

@@ -186,6 +186,32 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
+@contextmanager
+def unchanged(*paths: Path) -> Iterator[None]:
+    """Guard of what is read and hashed inside; raise MarketDataError when a file was replaced, written to or removed meanwhile."""
+    before = [_identity(path) for path in paths]
+    yield
+    for path, identity in zip(paths, before, strict=True):
+        if _identity(path) != identity:
+            raise MarketDataError(
+                "the file changed while it was read",
+                where=str(path),
+                expected="the same size, time and inode before and after",
+                remedy="wait until its delivery is complete, then materialize again",
+            )
+
+
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """What a file that is replaced or written to does not keep; None when there is none."""
+    try:
+        told = path.stat()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return told.st_dev, told.st_ino, told.st_size, told.st_mtime_ns
+
+
 def time_field(schema: str) -> str:
     """Field that orders a schema's records: start time of bars, receive time of all others."""
     return "ts_event" if schema.startswith("ohlcv") else "ts_recv"
@@ -456,6 +482,10 @@ def _typed(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise MarketDataError("no such file", where=str(path), remedy="check SPYMASTER_DBN_DIR") from None
     except OSError as error:
-        raise MarketDataError(
-            f"cannot be read: {error.strerror or error}", where=str(path), remedy="mend its permissions or disk"
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> MarketDataError:
+    return MarketDataError(
+        f"cannot be read: {error.strerror or error}", where=str(path), remedy="mend its permissions or disk"
+    )

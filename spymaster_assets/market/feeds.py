@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,15 @@ from spymaster_assets.market.basis import option_roots
 from spymaster_assets.market.book import BookSnapshots, book_snapshots, build_mbp10, snapshots_of_records
 from spymaster_assets.market.calendar import Session
 from spymaster_assets.market.dbn import BOOK_SCHEMAS, read_records
-from spymaster_assets.market.files import FileEntry, minutes_seen, reach_ns, scan_flat, share_seen, symbols_of
+from spymaster_assets.market.files import (
+    FileEntry,
+    minutes_seen,
+    reach_ns,
+    refuse_datasets,
+    scan_flat,
+    share_seen,
+    symbols_of,
+)
 from spymaster_assets.market.instruments import Instrument
 from spymaster_assets.market.options import (
     CONSOLIDATED_QUOTE_SCHEMAS,
@@ -56,11 +63,19 @@ class OptionSource:
         return (*self.trades, *self.quotes, *self.definitions, *self.statistics)
 
 
-def book_files(entries: Sequence[FileEntry], session: Session, instrument: Instrument) -> tuple[FileEntry, ...]:
-    """Files that hold the instrument's order book in the session, of the best schema there is (mbp-10, mbo, mbp-1), oldest first."""
+def book_files(
+    entries: Sequence[FileEntry], session: Session, instrument: Instrument, dataset: str = ""
+) -> tuple[FileEntry, ...]:
+    """Files that hold the instrument's order book in the session, of the best schema there is (mbp-10, mbo, mbp-1), oldest first.
+
+    Raises MarketDataError when they are of several datasets and none of these is the one named.
+    """
     found = [e for e in _overlapping(entries, session) if e.header.schema in BOOK_SCHEMAS and e.may_hold(instrument)]
+    found = [e for e in found if e.header.dataset == dataset] or found
     best = next((s for s in BOOK_PREFERENCE if any(e.header.schema == s for e in found)), None)
-    return tuple(sorted((e for e in found if e.header.schema == best), key=lambda e: (e.header.start_ns, e.name)))
+    found = [e for e in found if e.header.schema == best]
+    refuse_datasets(found, f"the {best} order book of session {session.key}")
+    return tuple(sorted(found, key=lambda e: (e.header.start_ns, e.name)))
 
 
 def load_book(
@@ -98,46 +113,31 @@ def load_book(
 
 
 def option_source(
-    entries: Sequence[FileEntry], dbn_dir: Path, session: Session, instrument: Instrument
+    entries: Sequence[FileEntry], dbn_dir: Path, session: Session, instrument: Instrument, dataset: str = ""
 ) -> OptionSource | None:
     """Where the session's option trades are, of the instrument's own options or else of SPY's; None when there are none.
 
     A root counts when the definition files of a dataset that know it define an option on it that expires on the session's day; then
     every file of that dataset counts that brings trades of such an id, whatever else is in it. Without DBN files a flat file of
     option trades whose name holds the session's date serves (`YYYY-MM-DD.csv.gz`). Raises MarketDataError when two flat files claim
-    the session or two definition files contradict each other.
+    the session, two definition files contradict each other, or several datasets bring options on one root and none of these is the
+    one named.
     """
     # regular hours, not the session: daily files are cut at midnight UTC, which lies inside sessions
     candidates = [e for e in entries if e.overlaps(session.regular_open_ns, session.regular_close_ns)]
-    defined = [e for e in candidates if e.header.schema == "definition"]
-    datasets = list(dict.fromkeys(e.header.dataset for e in defined))
     day = date.fromisoformat(session.key)
-    for root, dataset in product(option_roots(instrument), datasets):
-        chain = [e.path for e in defined if e.header.dataset == dataset and read_definitions(e.path, root).wanted.any()]
-        if not chain:
-            continue
-        found = read_definitions(chain, root)
-        expiring = set(found.instrument_id[found.wanted & (found.expiry == day.toordinal())].tolist())
-        if not expiring:
-            continue
-        same = [e for e in candidates if e.header.dataset == dataset]
-        mine = [e for e in same if not e.header.symbols or any(s.instrument_id in expiring for s in e.header.symbols)]
-        trades = [e for e in mine if e.header.schema == "trades" or e.header.schema in QUOTED_TRADE_SCHEMAS]
-        if not trades:
-            continue
-        schemas = sorted({e.header.schema for e in trades})
-        quoted = next((s for s in QUOTE_PREFERENCE if any(e.header.schema == s for e in mine)), None)
-        from_ns, until_ns = _reach(trades, session)
-        return OptionSource(
-            tuple(e.path for e in trades),
-            tuple(chain),
-            tuple(e.path for e in mine if e.header.schema == quoted) if "trades" in schemas else (),
-            tuple(e.path for e in mine if e.header.schema == "statistics"),
-            root,
-            "+".join(schemas),
-            from_ns,
-            until_ns,
-        )
+    for root in option_roots(instrument):
+        brought = {
+            name: source
+            for name in dict.fromkeys(e.header.dataset for e in candidates if e.header.schema == "definition")
+            if (source := _dbn_source([e for e in candidates if e.header.dataset == name], session, root))
+        }
+        if dataset in brought:
+            return brought[dataset]
+        trades = {path for source in brought.values() for path in source.trades}
+        refuse_datasets([e for e in candidates if e.path in trades], f"the {root} option feed of session {session.key}")
+        if brought:
+            return next(iter(brought.values()))
     csv = [f.path for f in scan_flat(dbn_dir) if f.is_of(session.key) and is_option_trades_csv(f.path)]
     if len(csv) > 1:
         csv = [p for p in csv if names_option(p, "SPY", day)]
@@ -150,6 +150,36 @@ def option_source(
         )
     # a flat file states no range: it is the whole day's
     return OptionSource(tuple(csv), (), (), (), "SPY", "csv", session.open_ns, session.close_ns) if csv else None
+
+
+def _dbn_source(entries: Sequence[FileEntry], session: Session, root: str) -> OptionSource | None:
+    """The source that files of one dataset make, None when they define no option on the root that expires that day or bring no trades."""
+    defined = [e for e in entries if e.header.schema == "definition"]
+    chain = [e.path for e in defined if read_definitions(e.path, root).wanted.any()]
+    if not chain:
+        return None
+    found = read_definitions(chain, root)
+    today = found.expiry == date.fromisoformat(session.key).toordinal()
+    expiring = set(found.instrument_id[found.wanted & today].tolist())
+    if not expiring:
+        return None
+    mine = [e for e in entries if not e.header.symbols or any(s.instrument_id in expiring for s in e.header.symbols)]
+    trades = [e for e in mine if e.header.schema == "trades" or e.header.schema in QUOTED_TRADE_SCHEMAS]
+    if not trades:
+        return None
+    schemas = sorted({e.header.schema for e in trades})
+    quoted = next((s for s in QUOTE_PREFERENCE if any(e.header.schema == s for e in mine)), None)
+    from_ns, until_ns = _reach(trades, session)
+    return OptionSource(
+        tuple(e.path for e in trades),
+        tuple(chain),
+        tuple(e.path for e in mine if e.header.schema == quoted) if "trades" in schemas else (),
+        tuple(e.path for e in mine if e.header.schema == "statistics"),
+        root,
+        "+".join(schemas),
+        from_ns,
+        until_ns,
+    )
 
 
 def _reach(trades: Sequence[FileEntry], session: Session) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from spymaster_assets.errors import ArtifactError, MarketDataError, MissingInputError, refusing
 from spymaster_assets.market.calendar import Session, TradingCalendar, full_regular_close_ns
-from spymaster_assets.market.contracts import ContractVolume, Front, choose_front, is_outright
+from spymaster_assets.market.contracts import ContractVolume, Front, choose_front, front_known_ns, is_outright
 from spymaster_assets.market.dbn import (
     BAR_SECONDS,
     SCHEMAS,
@@ -24,6 +24,7 @@ from spymaster_assets.market.dbn import (
     read_header,
     read_records,
     time_field,
+    unchanged,
 )
 from spymaster_assets.market.instruments import Instrument
 from spymaster_assets.settings import MINUTE_NS, NS, fingerprint
@@ -54,6 +55,10 @@ class FileEntry:
     def may_hold(self, instrument: Instrument) -> bool:
         """Whether the header names an outright of the instrument, or no symbols at all."""
         return not self.header.symbols or any(is_outright(s.raw_symbol, instrument) for s in self.header.symbols)
+
+    def is_tape(self, instrument: Instrument, dataset: str = "") -> bool:
+        """Whether the file may hold the instrument's trades or bars; dataset: the only one that counts, empty for any."""
+        return self.header.schema in SCHEMAS and self.may_hold(instrument) and dataset in ("", self.header.dataset)
 
     def overlaps(self, open_ns: int, close_ns: int) -> bool:
         """True when the range that the header states meets [open_ns, close_ns)."""
@@ -165,7 +170,10 @@ def scan_flat(dbn_dir: Path) -> tuple[FlatFile, ...]:
 
 
 def _files(folder: Path, suffixes: tuple[str, ...]) -> list[tuple[Path, os.stat_result]]:
-    """Files below a folder by name; raise MissingInputError when it does not exist, MarketDataError when it cannot be read."""
+    """Files below a folder by name, those behind links too, each folder once.
+
+    Raises MissingInputError when it does not exist, MarketDataError when it cannot be read or a link leads nowhere.
+    """
     paths: list[Path] = []
     # rglob would leave out a folder that cannot be read without a word
     with refusing(
@@ -181,8 +189,24 @@ def _files(folder: Path, suffixes: tuple[str, ...]) -> list[tuple[Path, os.stat_
                 where=str(folder),
                 remedy="set SPYMASTER_DBN_DIR or run `make demo`",
             )
-        for below, _, names in os.walk(folder, onerror=_raise):
-            paths += [p for n in names if n.endswith(suffixes) and (p := Path(below, n)).is_file()]
+        walked: set[tuple[int, int]] = set()
+        for below, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
+            told = os.stat(below)
+            if (told.st_dev, told.st_ino) in walked:  # a link to a folder that has been walked, or to one that holds it
+                folders.clear()
+                continue
+            walked.add((told.st_dev, told.st_ino))
+            folders.sort(key=lambda name: (Path(below, name).is_symlink(), name))
+            for path in (Path(below, n) for n in names):
+                if path.is_symlink() and not path.exists() and not path.name.startswith("."):
+                    raise MarketDataError(
+                        "a link of the folder leads nowhere",
+                        where=f"{path} -> {path.readlink()}",
+                        expected="a file or folder behind every link, or a feed would be missing without a word",
+                        remedy="mend the link (is its disk mounted?) or delete it",
+                    )
+                if path.name.endswith(suffixes) and path.is_file():
+                    paths.append(path)
         return [(p, p.stat()) for p in sorted(paths)]
 
 
@@ -202,7 +226,7 @@ def session_inputs(
         e
         for e in entries
         if e.overlaps(session.open_ns, session.close_ns)
-        or (e.header.schema in SCHEMAS and e.may_hold(instrument) and e.overlaps(front_ns, session.close_ns))
+        or (e.is_tape(instrument) and e.overlaps(front_ns, session.close_ns))
     ]
     return (*mine, *(f for f in flat if f.is_of(session_key)))
 
@@ -213,17 +237,21 @@ def inputs_fingerprint(files: Sequence[FileEntry | FlatFile]) -> str:
 
 
 def recorded_sessions(
-    entries: Sequence[FileEntry], calendar: TradingCalendar, instrument: Instrument, keys: Sequence[str]
+    entries: Sequence[FileEntry],
+    calendar: TradingCalendar,
+    instrument: Instrument,
+    keys: Sequence[str],
+    dataset: str = "",
 ) -> list[str]:
     """Those of the sessions whose tape holds a record of the instrument in regular hours, where they have any; reads every file once.
 
     A header may state a range that its records leave partly empty, and a file cut at midnight UTC holds an hour of another session. The
-    tape is of the schema that `register_session` takes. Raises MarketDataError when a file is damaged.
+    tape is of the schema, and of the dataset if one is named, that `register_session` takes. Raises MarketDataError when a file is damaged.
     """
     seen: dict[str, dict[str, bool]] = {}
     for entry in entries:
         schema = entry.header.schema
-        if schema not in SCHEMAS or not entry.may_hold(instrument):
+        if not entry.is_tape(instrument, dataset):
             continue
         sessions = [s for k in keys if entry.overlaps((s := calendar.session(k)).open_ns, s.close_ns)]
         if not sessions:
@@ -246,13 +274,12 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def covers(entries: Sequence[FileEntry], session: Session, instrument: Instrument) -> bool:
-    """True when the ranges that the headers of the instrument's trades or bars state reach over regular hours without a gap."""
-    tape = [
-        e
-        for e in entries
-        if e.header.schema in SCHEMAS and e.may_hold(instrument) and e.overlaps(session.open_ns, session.close_ns)
-    ]
+def covers(entries: Sequence[FileEntry], session: Session, instrument: Instrument, dataset: str = "") -> bool:
+    """True when the ranges that the headers of the instrument's trades or bars state reach over regular hours without a gap.
+
+    dataset: the only one whose files count; empty for any.
+    """
+    tape = [e for e in entries if e.is_tape(instrument, dataset) and e.overlaps(session.open_ns, session.close_ns)]
     return bool(tape) and reach_ns(tape, session.regular_open_ns, session.close_ns) >= session.regular_close_ns
 
 
@@ -271,15 +298,17 @@ def register_session(
     instrument: Instrument,
     session_key: str,
     previous: SessionFiles | None,
+    dataset: str = "",
 ) -> SessionFiles:
     """Find, read and judge the input of a session.
 
-    Trades are preferred to ohlcv-1s to ohlcv-1m. Raises MissingInputError when no file holds a record of the instrument in the session,
-    MarketDataError when a file cannot be trusted or records were delivered twice.
+    Trades are preferred to ohlcv-1s to ohlcv-1m. The tape is of one dataset: the named one, or the only one there is. Raises
+    MissingInputError when no file holds a record of the instrument in the session, MarketDataError when a file cannot be trusted or
+    changes meanwhile, records were delivered twice, or no dataset is named and several hold the instrument's records.
     """
     session = calendar.session(session_key)
     candidates = [e for e in entries if e.overlaps(session.open_ns, session.close_ns)]
-    known = [e for e in candidates if e.header.schema in SCHEMAS and e.may_hold(instrument)]
+    known = [e for e in candidates if e.is_tape(instrument, dataset)]
     if candidates and not any(e.header.schema in SCHEMAS for e in candidates):
         raise MarketDataError(
             f"no file of session {session_key} has a schema that can be read",
@@ -288,24 +317,54 @@ def register_session(
             remedy="download the schema trades",
         )
     for schema in SCHEMAS:
-        parts = []
-        for entry in known:
-            if entry.header.schema != schema:
-                continue
-            records = read_records(entry.path)
-            inside = _inside(records, schema, session)
-            if len(inside):
-                parts.append((entry, len(records), inside))
-        if parts:
-            found = _register(parts, schema, session, instrument, previous)
-            if found is not None:
-                return found
+        tape = [e for e in known if e.header.schema == schema]
+        with unchanged(*(e.path for e in tape)):
+            parts = []
+            for entry in tape:
+                records = read_records(entry.path)
+                inside = _inside(records, schema, session)
+                if len(inside):
+                    parts.append((entry, len(records), inside))
+            parts = _of_one_dataset(parts, session, instrument)
+            found = _register(parts, schema, session, instrument, previous) if parts else None
+        if found is not None:
+            return found
     raise MissingInputError(
-        f"no {instrument.symbol} record for session {session_key}",
-        where=f"{len(entries)} files, {len(candidates)} of which state to cover it: {', '.join(e.name for e in candidates[:5]) or 'none'}",
+        f"no {instrument.symbol} record{f' of dataset {dataset}' if dataset else ''} for session {session_key}",
+        where=f"{len(entries)} files, {len(candidates)} of which state to cover it: "
+        f"{', '.join(f'{e.name} ({e.header.dataset})' for e in candidates[:5]) or 'none'}",
         expected=f"records from {_utc(session.open_ns)} to {_utc(session.close_ns)}",
-        remedy="put the session's DBN files into SPYMASTER_DBN_DIR, or choose SPYMASTER_INSTRUMENT to match them",
+        remedy="put the session's DBN files into SPYMASTER_DBN_DIR, or choose SPYMASTER_INSTRUMENT (and SPYMASTER_DATASET) to match them",
     )
+
+
+def _of_one_dataset(
+    parts: list[tuple[FileEntry, int, NDArray[np.void]]], session: Session, instrument: Instrument
+) -> list[tuple[FileEntry, int, NDArray[np.void]]]:
+    """Parts of the dataset that holds records of the instrument's outrights; its ids mean nothing in another dataset's files."""
+    datasets = dict.fromkeys(e.header.dataset for e, _, _ in parts)
+    if len(datasets) == 1:
+        return parts
+    holding = []
+    for name in datasets:
+        mine = [part for part in parts if part[0].header.dataset == name]
+        outrights = _outrights([e.header for e, _, _ in mine], session.key, instrument)
+        if any(np.isin(inside["instrument_id"], outrights).any() for _, _, inside in mine):
+            holding += mine
+    refuse_datasets([e for e, _, _ in holding], f"the {instrument.symbol} tape of session {session.key}")
+    return holding
+
+
+def refuse_datasets(entries: Sequence[FileEntry], what: str) -> None:
+    """Raise MarketDataError when files of one feed are of several datasets: copies, or venues that only look like one market."""
+    datasets = sorted({e.header.dataset for e in entries})
+    if len(datasets) > 1:
+        raise MarketDataError(
+            f"{what} lies in {len(datasets)} datasets: {', '.join(datasets)}",
+            where=", ".join(f"{e.name} ({e.header.dataset})" for e in entries[:6]),
+            expected="one dataset a feed and session: volume would be counted twice, or venues added up",
+            remedy=f"set SPYMASTER_DATASET={datasets[0]} or another of them, or move the other files out of the folder",
+        )
 
 
 def _register(
@@ -321,8 +380,14 @@ def _register(
     field = time_field(schema)
     records = np.concatenate([inside for _, _, inside in parts])
     symbols = symbols_of([e.header for e, _, _ in parts], session.key)
-    contracts = tuple(_volumes(records, schema, session, instrument, symbols))
-    front = choose_front(contracts, previous.contracts if previous else (), previous.front if previous else None)
+    outright = np.isin(records["instrument_id"], [i for i, name in symbols.items() if is_outright(name, instrument)])
+    if not outright.any():
+        return None
+    known_ns = front_known_ns(int(records[field][outright].min()), session.regular_open_ns)
+    own = records if outright.all() else records[outright]
+    contracts = tuple(_volumes(own, schema, session, symbols, known_ns))
+    before, before_front = (previous.contracts, previous.front) if previous else ((), None)
+    front = choose_front(contracts, before, before_front, known_ns)
     if front is None:
         return None
     times = np.sort(records[field][records["instrument_id"] == front.instrument_id].astype(np.int64))
@@ -420,8 +485,6 @@ def _refuse_overlap(
     Options and spreads that lie in the same files are no part of the tape.
     """
     for (a, _, one), (b, _, two) in combinations(parts, 2):
-        if a.header.dataset != b.header.dataset:
-            continue
         field = time_field(schema)
         start, end = max(one[field][0], two[field][0]), min(one[field][-1], two[field][-1])
         if start > end:
@@ -443,21 +506,23 @@ def _refuse_overlap(
 
 
 def _volumes(
-    records: NDArray[np.void], schema: str, session: Session, instrument: Instrument, symbols: dict[int, str]
+    records: NDArray[np.void], schema: str, session: Session, symbols: dict[int, str], known_ns: int
 ) -> Iterator[ContractVolume]:
+    """What each outright of the records traded; known_ns: when the front is known."""
     ids, inverse = np.unique(records["instrument_id"], return_inverse=True)
     volume = records["size" if schema == "trades" else "volume"].astype(np.float64)
     times = records[time_field(schema)].astype(np.int64)
     regular = (times >= session.regular_open_ns) & (times < session.regular_close_ns)
-    before = times < session.regular_open_ns
+    before = times < known_ns
     sums = [
         np.bincount(inverse, weights=volume * mask, minlength=len(ids))
         for mask in (np.ones_like(volume), regular, before)
     ]
-    for n, instrument_id in enumerate(ids):
-        symbol = symbols.get(int(instrument_id), "")
-        if is_outright(symbol, instrument):
-            yield ContractVolume(int(instrument_id), symbol, *(int(s[n]) for s in sums))
+    first_ns = np.full(len(ids), np.iinfo(np.int64).max)
+    np.minimum.at(first_ns, inverse, times)
+    for n, instrument_id in enumerate(ids.tolist()):
+        whole, in_regular, early = (int(s[n]) for s in sums)
+        yield ContractVolume(instrument_id, symbols[instrument_id], whole, in_regular, early, int(first_ns[n]))
 
 
 def minutes_seen(times: NDArray[np.int64], start_ns: int, end_ns: int) -> NDArray[np.bool_]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from spymaster_assets.errors import MarketDataError
 from spymaster_assets.market.calendar import Session
-from spymaster_assets.market.dbn import BAR_SECONDS, file_sha256, read_records, time_field
+from spymaster_assets.market.dbn import BAR_SECONDS, file_sha256, read_records, time_field, unchanged
 from spymaster_assets.market.files import SessionFiles
 from spymaster_assets.settings import NS
 
@@ -63,15 +63,16 @@ def load_session_records(
     parts = []
     for file in registration.files:
         path = dbn_dir / file.name
-        there = os.path.lexists(path)
-        if not there or file_sha256(path) != file.sha256:
-            raise MarketDataError(
-                f"{file.name} {'changed' if there else 'vanished'} since it was registered",
-                where=str(path),
-                expected=f"SHA-256 {file.sha256}",
-                remedy=f"dagster asset materialize --select market_files --partition {registration.session}",
-            )
-        records = read_records(path)
+        with unchanged(path):
+            there = os.path.lexists(path)
+            if not there or file_sha256(path) != file.sha256:
+                raise MarketDataError(
+                    f"{file.name} {'changed' if there else 'vanished'} since it was registered",
+                    where=str(path),
+                    expected=f"SHA-256 {file.sha256}",
+                    remedy=f"dagster asset materialize --select market_files --partition {registration.session}",
+                )
+            records = read_records(path)
         first, last = np.searchsorted(records[field], np.array([session.open_ns, end_ns], np.uint64))
         parts.append(records[first:last])
     if len(parts) == 1:

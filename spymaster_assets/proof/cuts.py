@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from spymaster_assets.contract import Contract
 from spymaster_assets.market.calendar import NEW_YORK, Session, TradingCalendar
+from spymaster_assets.market.contracts import front_known_ns
 from spymaster_assets.market.files import SessionFiles
 from spymaster_assets.settings import MINUTE_NS, NS, Settings
 from spymaster_assets.store import ArtifactStore
@@ -96,8 +97,12 @@ def cuts_of(
 
 
 def cuttable_from_ns(registered: SessionFiles, session: Session) -> int:
-    """From when on a session can be cut: its first record, or the regular open where the front month rests on volume up to it."""
-    return session.regular_open_ns if registered.front.basis == "pre_open" else registered.first_ns
+    """From when on a session can be cut: the first record of a front that trades before the regular open and was named by the session
+    before, else the time by which the front has to be known, whenever its own first record is.
+    """
+    if registered.front.basis != "pre_open" and registered.first_ns < session.regular_open_ns:
+        return registered.first_ns
+    return front_known_ns(min(c.first_ns for c in registered.contracts), session.regular_open_ns)
 
 
 def telling_sessions(store: ArtifactStore, calendar: TradingCalendar) -> dict[str, str]:

@@ -14,7 +14,6 @@ import pytest
 from mlflow import MlflowClient
 
 from spymaster_assets import store as store_module
-from spymaster_assets.assets.proof import REPORT_KEY
 from spymaster_assets.automation.demo import _QUIET
 from spymaster_assets.automation.replay_checks import CHECK
 from spymaster_assets.contract import load_contract
@@ -29,7 +28,7 @@ from spymaster_assets.partitions import (
     scheduled_asof,
 )
 from spymaster_assets.settings import Settings
-from spymaster_assets.store import ArtifactStore
+from spymaster_assets.store import REPORT_KEY, ArtifactStore
 from spymaster_assets.tracking import TrackingSettings
 from spymaster_assets_tests.graph.conftest import Demo
 

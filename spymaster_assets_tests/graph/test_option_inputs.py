@@ -1,13 +1,17 @@
-"""option_flow says what its underlying came from: the tape's file, or the bars where there is no tape."""
+"""What the feeds' assets record as their inputs is what they read."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import dagster as dg
+import pytest
 
+from spymaster_assets.assets import feeds
 from spymaster_assets.automation.demo import _QUIET
+from spymaster_assets.automation.shadow import RebuildFailed, rebuild
 from spymaster_assets.definitions import build_definitions
+from spymaster_assets.market.dbn import file_sha256
 from spymaster_assets.market.instruments import instrument
 from spymaster_assets.market.simulate_book import write_full_market
 from spymaster_assets.settings import MINUTE_NS, Settings
@@ -39,3 +43,38 @@ def test_bars_that_gave_the_underlying_are_among_the_inputs(tmp_path: Path) -> N
     flow = store.load("option_flow", KEY)
     assert flow.json("feed.json")["trades"] > 100
     assert flow.inputs["ohlcv_bars"] == store.load("ohlcv_bars", KEY).sha256
+
+
+@pytest.mark.parametrize(
+    ("reader", "asset", "schema"),
+    [
+        ("load_book", "book_snapshots", "mbp-10"),
+        ("load_option_trades", "option_flow", "cmbp-1"),
+        ("load_option_trades", "option_flow", "definition"),
+    ],
+)
+def test_a_feed_that_is_replaced_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: str, asset: str, schema: str
+) -> None:
+    """Else the artifact would name the hash of bytes that it was not made of."""
+    folder, honest = tmp_path / "dbn", getattr(feeds, reader)
+    write_full_market(folder, instrument("SPY"), [session_of("SPY", KEY)], 3, "small")
+    settings = Settings(root=tmp_path, dbn_dir=folder, first_session=KEY, last_session=KEY)
+    (path,) = folder.glob(f"*{schema}*")
+
+    def synced(*given: object) -> object:
+        made = honest(*given)
+        (tmp_path / "new").write_bytes(path.read_bytes())
+        (tmp_path / "new").replace(path)
+        return made
+
+    monkeypatch.setattr(feeds, reader, synced)
+    chosen = ("market_files", "ohlcv_bars", "spot_basis", "book_snapshots", "option_flow")
+    with pytest.raises(RebuildFailed, match="changed while it was read") as failed:
+        rebuild(settings, chosen, KEY)
+    assert list(failed.value.words) == [asset]
+    assert path.name in failed.value.words[asset]
+    assert not ArtifactStore(tmp_path).exists(asset, KEY)
+    monkeypatch.undo()
+    rebuild(settings, chosen, KEY)
+    assert ArtifactStore(tmp_path).load(asset, KEY).inputs[path.name] == file_sha256(path)

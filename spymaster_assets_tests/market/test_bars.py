@@ -21,7 +21,7 @@ S = session_of("SPY", "2024-03-12")
 
 
 def registration(schema: str = "trades", ids: tuple[int, ...] = (1,)) -> SessionFiles:
-    contracts = tuple(ContractVolume(i, f"C{i}", 1, 1, 1) for i in ids)
+    contracts = tuple(ContractVolume(i, f"C{i}", 1, 1, 1, first_ns=0) for i in ids)
     return SessionFiles(
         "2024-03-12",
         "SPY",

@@ -10,6 +10,7 @@ import databento_dbn
 import numpy as np
 import polars as pl
 import pytest
+import zstandard
 
 from spymaster_assets.errors import MarketDataError
 from spymaster_assets.market.basis import identity_basis, measured_basis, option_roots
@@ -230,6 +231,40 @@ def test_two_files_may_share_options_without_sharing_the_tape(tmp_path: Path) ->
         (tmp_path / f"{name}.dbn.zst").write_bytes(data)
     found = register_session(scan_folder(tmp_path), CALENDARS["ES"], es, KEY, None)
     assert {c.raw_symbol for c in found.contracts} == {"ESH4", "ESM4"}
+
+
+def relabelled(source: Path, target: Path, dataset: str) -> None:
+    """A copy of a DBN file with another dataset in its header."""
+    raw = zstandard.ZstdDecompressor().stream_reader(source.read_bytes(), read_across_frames=True).read()
+    target.write_bytes(raw[:8] + dataset.encode().ljust(16, b"\0") + raw[24:])
+
+
+def test_a_book_of_two_datasets_is_refused_until_one_is_named(folder: Path, tmp_path: Path) -> None:
+    copied(folder, tmp_path)
+    path = next(tmp_path.glob("*mbp-10*"))
+    relabelled(path, tmp_path / "other.dbn", "ARCX.PILLAR")
+    entries = scan_folder(tmp_path)
+    with pytest.raises(MarketDataError, match=r"mbp-10 order book.*2 datasets.*other\.dbn \(ARCX\.PILLAR\)"):
+        book_files(entries, SESSION, SPY)
+    assert [e.name for e in book_files(entries, SESSION, SPY, "ARCX.PILLAR")] == ["other.dbn"]
+    assert [e.name for e in book_files(entries, SESSION, SPY, read_header(path).dataset)] == [path.name]
+    path.unlink()  # a book of another dataset than the tape's is one, where it is the only one
+    assert [e.name for e in book_files(scan_folder(tmp_path), SESSION, SPY, "XNAS.ITCH")] == ["other.dbn"]
+
+
+def test_options_of_two_datasets_are_refused_until_one_is_named(folder: Path, tmp_path: Path) -> None:
+    copied(folder, tmp_path)
+    mine = option_source_of(tmp_path)
+    for path in mine.files:
+        relabelled(path, tmp_path / f"other-{path.name.removesuffix('.zst')}", "OPRA.PILLAR")
+    entries = scan_folder(tmp_path)
+    with pytest.raises(MarketDataError, match=r"the SPY option feed.*2 datasets: OPRA\.PILLAR.*other-spy-opt"):
+        option_source(entries, tmp_path, SESSION, SPY)
+    assert option_source(entries, tmp_path, SESSION, SPY, read_header(mine.trades[0]).dataset) == mine
+    other = option_source(entries, tmp_path, SESSION, SPY, "OPRA.PILLAR")
+    assert other is not None
+    assert {p.name.startswith("other-") for p in other.files} == {True}
+    assert_same_trades(load_option_trades(other, SESSION), load_option_trades(mine, SESSION))
 
 
 def test_definitions_without_todays_expiry_leave_the_choice_to_spys(folder: Path, tmp_path: Path) -> None:
