@@ -8,7 +8,7 @@ import dagster as dg
 import polars as pl
 
 from spymaster_assets.assets.canaries import require_canaries
-from spymaster_assets.assets.common import Made, each_partition
+from spymaster_assets.assets.common import Made, each_partition, require_one_origin
 from spymaster_assets.assets.datasets import read_part, read_sequences, read_split
 from spymaster_assets.assets.market import read_bars
 from spymaster_assets.assets.models import flat_metrics
@@ -223,6 +223,7 @@ def predict_all(store: ArtifactStore, asof: str, sessions: Sequence[str]) -> tup
 
     contract = load_contract()
     patchtst, trees, retrieval = (store.load(a, asof) for a in ("patchtst_model", "tree_bundles", "retrieval_index"))
+    require_one_origin(store.load("split_manifest", asof), patchtst, trees, retrieval)
     inputs = {a.asset: a.sha256 for a in (patchtst, trees, retrieval)}
     network, boosted = PatchTST.load(_files(patchtst)), BoostedTrees.load(_files(trees))
     index = RetrievalIndex.load(_files(retrieval), str(retrieval.folder))
@@ -230,6 +231,7 @@ def predict_all(store: ArtifactStore, asof: str, sessions: Sequence[str]) -> tup
     for key in sessions:
         signals, signal_artifact = read_signals(store, key)
         arrays, sequence_artifact = read_sequences(store, key)
+        require_one_origin(signal_artifact, sequence_artifact)
         inputs[f"signals[{key}]"], inputs[f"sequence_dataset[{key}]"] = signal_artifact.sha256, sequence_artifact.sha256
         if not signals.frame.height:
             continue

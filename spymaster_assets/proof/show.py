@@ -26,7 +26,14 @@ _SHOWN_NEIGHBOURS = 10
 _SHOWN_BROKEN = 20
 _BRIEF = 2
 """Contributions a head where several heads are told of."""
-_STATE_STYLE = {"equal": "green", "stale": "yellow", "altered": "red", "missing": "red", "changed": "red"}
+_STATE_STYLE = {
+    "equal": "green",
+    "stale": "yellow",
+    "altered": "red",
+    "missing": "red",
+    "changed": "red",
+    "unreadable": "red",
+}
 _PART = {
     "train": "learned from it",
     "validation": "stopped early by it; retrieval holds it",
