@@ -27,7 +27,14 @@ from spymaster_assets.definitions import build_definitions
 from spymaster_assets.errors import ConfigError, MissingInputError
 from spymaster_assets.market.simulate import write_market
 from spymaster_assets.market.tape import SessionTape
-from spymaster_assets.partitions import MODEL_ASSETS, SESSION_ASSETS, all_sessions, calendar_of, scheduled_asof
+from spymaster_assets.partitions import (
+    FITTED_ASSETS,
+    MODEL_ASSETS,
+    SESSION_ASSETS,
+    all_sessions,
+    calendar_of,
+    scheduled_asof,
+)
 from spymaster_assets.proof.cuts import cuts_of, known_moments, telling_sessions
 from spymaster_assets.settings import MINUTE_NS, NS, ProveSettings, Settings
 from spymaster_assets.signals import build as build_module
@@ -63,7 +70,7 @@ def test_the_demo_holds_and_the_job_records_it_for_each_asset_of_the_partition(d
         assert made.evaluation is not None
         assert (made.partition, made.evaluation.passed) == (asof, True), made.evaluation.description
         told = {name: value.value for name, value in made.evaluation.metadata.items()}
-        assert told["replays"] == (3 if asset in MODEL_ASSETS else CUTS)
+        assert told["replays"] == (4 if asset in FITTED_ASSETS else 3 if asset in MODEL_ASSETS else CUTS)
         target = made.evaluation.target_materialization_data
         records = demo.instance.fetch_materializations(
             dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[asof]), limit=1
