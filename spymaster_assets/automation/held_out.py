@@ -45,8 +45,9 @@ _OF_TREES = (
     "skipped",
 )
 _OF_SEQUENCES = ("base_rate", "train_samples", "train_sessions", "steps", "seq_feature_names", "static_feature_names")
+_OF_CHECKPOINT = ("scaler", "state", "steps", "channel_names", "static_names")
 _OF_INDEX = ("columns", "encoded", "kept", "dropped_constant", "asof_open_ns", "settings")
-"""Fields of a model's JSON that rest on training rows (of the index: on rows, not on their labels)."""
+"""Members that rest on training rows (of the index: on rows, not on their labels); `state` are the weights after one epoch."""
 
 
 def held_out_tries(settings: Settings, asof: str) -> list[Callable[[], Replay]]:
@@ -89,12 +90,8 @@ def _hold_out(store: ArtifactStore, fresh: ArtifactStore, split: SplitManifest, 
     held = {**dict.fromkeys(split.embargoed, "rows"), **dict.fromkeys(split.validation, altered or "")}
     changed = {k: kind for k, kind in held.items() if altered and store.exists("sequence_dataset", k)}
     for asset in ("signals", "sequence_dataset"):
-        lend(
-            store,
-            fresh.root,
-            asset,
-            [k for k in (*split.train, *held) if k not in changed and store.exists(asset, k)],
-        )
+        kept = [k for k in (*split.train, *held) if k not in changed and store.exists(asset, k)]
+        lend(store, fresh.root, asset, kept)
     for key, kind in changed.items():
         signals, artifact = read_signals(store, key)
         frame = _other_signals(signals.frame, contract, kind == "rows")
@@ -148,35 +145,32 @@ def _moved(
         read += len(stored.read(name))
         if name.endswith(".pt") and first is not None:
             one["state"] = members(name, first.read(name))["state"]
-        one, other = _resting_on_training(stored.asset, name, one, other, split)
-        if differs := first_unequal(one, other):
+        resting = (_resting_on_training(stored.asset, name, *two, split) for two in ((one, other), (other, one)))
+        if differs := first_unequal(*resting):
             found.append(Difference(stored.asset, stored.key, name, *differs))
     return found, read
 
 
 def _resting_on_training(
-    asset: str, name: str, one: dict[str, Any], other: dict[str, Any], split: SplitManifest
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Those members of two versions of a file that training rows alone may decide."""
+    asset: str, name: str, content: dict[str, Any], beside: dict[str, Any], split: SplitManifest
+) -> dict[str, Any]:
+    """Those members of a file that training rows alone may decide; of trees as many as the version beside it has."""
     if name.endswith(".ubj"):
-        trees = [m["learner"]["gradient_booster"]["model"]["trees"] for m in (one, other)]
-        both = min(map(len, trees))
-        return tuple(  # type: ignore[return-value]
-            {
-                "base_score": m["learner"]["learner_model_param"]["base_score"],
-                "names": m["learner"]["feature_names"],
-                "trees": t[:both],
-            }
-            for m, t in zip((one, other), trees, strict=True)
-        )
+        learner, least = content["learner"], min(len(_trees(content)), len(_trees(beside)))
+        return {
+            "base_score": learner["learner_model_param"]["base_score"],
+            "feature_names": learner["feature_names"],
+            "trees": _trees(content)[:least],
+        }
     if name.endswith(".npz"):
-        trained = [np.isin(m["date"], split.train) for m in (one, other)]
-        return tuple(  # type: ignore[return-value]
-            {k: v[t] if k in ("outcome", "strength") else v for k, v in m.items()}
-            for m, t in zip((one, other), trained, strict=True)
-        )
+        trained = np.isin(content["date"], split.train)
+        return {k: v[trained] if k in ("outcome", "strength") else v for k, v in content.items()}
     if name.endswith(".pt"):
-        fields: Sequence[str] = ("scaler", "state", "steps", "channel_names", "static_names")
+        fields: Sequence[str] = _OF_CHECKPOINT
     else:
         fields = {"tree_bundles": _OF_TREES, "patchtst_model": _OF_SEQUENCES, "retrieval_index": _OF_INDEX}[asset]
-    return tuple({k: m[k] for k in fields if k in m} for m in (one, other))  # type: ignore[return-value]
+    return {k: content[k] for k in fields if k in content}
+
+
+def _trees(model: dict[str, Any]) -> list[Any]:
+    return list(model["learner"]["gradient_booster"]["model"]["trees"])
