@@ -310,10 +310,11 @@ def test_a_tampered_link_is_shown_with_its_remedy(
 
 def test_files_that_came_later_are_told_and_touched_ones_are_not(copied: Settings, explained: Explanation) -> None:
     split = split_of(ArtifactStore(copied.root), explained.folds[0].asof)
-    own, trained, warmup = explained.event.session, split.train[-1], explained.bars[0].key
-    assert warmup not in (*split.train, *split.validation, *split.test)
+    own, trained = explained.event.session, split.train[-1]
+    keys = [{link.key for link in explained.links if link.asset == a} for a in ("ohlcv_bars", "signals")]
+    warmup = min(keys[0] - keys[1])
     book = next(copied.dbn_dir.glob(f"spy-{own.replace('-', '')}.mbp-10*"))
-    book.touch()
+    replaced(book, book.read_bytes())
     assert not explain(copied, explained.event.event_id).broken
     (copied.dbn_dir / "late.mbp-10.dbn.zst").hardlink_to(book)
     (copied.dbn_dir / f"{trained}.csv.gz").write_bytes(b"")
@@ -353,14 +354,14 @@ def test_rows_that_are_gone_from_the_report_or_added_to_it_differ(
 ) -> None:
     store, event = ArtifactStore(copied.root), explained.event
     report = store.load("calibration_report", asof)
-    honest = report.frame("predictions.parquet")
+    honest, unchanged = report.frame("predictions.parquet"), {n: report.read(n) for n in report.files}
     mine = pl.col("event_id") == event.event_id
     patchtst = honest.filter(mine, pl.col("model") == "patchtst")[:1]
 
     def checks(frame: pl.DataFrame) -> dict[str, Check]:
         buffer = io.BytesIO()
         frame.write_parquet(buffer)
-        files = {n: report.read(n) for n in report.files} | {"predictions.parquet": buffer.getvalue()}
+        files = unchanged | {"predictions.parquet": buffer.getvalue()}
         store.publish("calibration_report", asof, files, inputs=report.inputs, metadata=report.metadata)
         made = _predictions(store, store, explained.folds[0], event.session, event.event_id, False, copied)
         return {c.what.rpartition(" ")[2]: c for c in made}
