@@ -23,6 +23,8 @@ SESSION_ASSETS = (
     "sequence_dataset",
 )
 """Assets keyed by the session whose data they hold, upstream first."""
+FILE_ASSETS = ("market_files", "book_snapshots", "spot_basis", "option_flow")
+"""Those of them that look for the session's files themselves; their manifests say which they saw."""
 FITTED_ASSETS = ("patchtst_model", "tree_bundles", "retrieval_index")
 """Models that make predictions."""
 MODEL_ASSETS = ("split_manifest", *FITTED_ASSETS, "canaries")

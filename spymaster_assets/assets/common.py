@@ -1,4 +1,4 @@
-"""What every asset shares: the loop over a run's partitions, its progress and its faults."""
+"""What every asset shares: the loop over a run's partitions, its progress and its faults, and the one origin of what it reads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 import dagster as dg
 
-from spymaster_assets.errors import SpymasterError
+from spymaster_assets.errors import ArtifactError, SpymasterError
+from spymaster_assets.proof.lineage import FILE, input_of, partition_name
 from spymaster_assets.store import Artifact
 
 Metadata = Mapping[str, Any]
@@ -68,6 +69,43 @@ def check_each(
     """Look for the faults of every partition of the run; the check passes when none has any, and tells them by partition."""
     faults = {key: found for key in context.partition_keys if (found := faults_of(key))}
     return dg.AssetCheckResult(passed=not faults, severity=severity, metadata={"faults": dg.MetadataValue.json(faults)})
+
+
+def require_one_origin(*read: Artifact) -> None:
+    """Raise ArtifactError when artifacts that are read together rest on two versions of one artifact or file, by their recorded inputs.
+
+    So it is where a run ended half-way through a session, and old and new rows would mix.
+    """
+    versions: dict[tuple[str, str], dict[str, Artifact]] = {}
+    for artifact in read:
+        versions.setdefault((artifact.asset, artifact.key), {})[artifact.sha256] = artifact
+    for artifact in read:
+        for name, sha256 in artifact.inputs.items():
+            of = input_of(artifact, name)
+            known = versions.setdefault(of, {})
+            known.setdefault(sha256, artifact)
+            if len(known) > 1:
+                raise _mixed(of, *known.items())
+
+
+def _mixed(of: tuple[str, str], one: tuple[str, Artifact], other: tuple[str, Artifact]) -> ArtifactError:
+    asset, key = of
+    what = key if asset == FILE else partition_name(asset, key) if key else asset
+    holders = [partition_name(a.asset, a.key) for _, a in (one, other)]
+    stale = [a for _, a in (one, other) if (a.asset, a.key) != of]
+    told = [
+        f"{holder} {'was made from' if artifact in stale else 'is'} {sha256[:12]}"
+        for holder, (sha256, artifact) in zip(holders, (one, other), strict=True)
+    ]
+    return ArtifactError(
+        f"{' and '.join(holders)} rest on two versions of {what}",
+        where="; ".join(told),
+        expected="one version, as in a session that was made whole",
+        remedy="; ".join(
+            f"dagster asset materialize --select {','.join(a.asset for a in stale if a.key == key)} --partition {key}"
+            for key in dict.fromkeys(a.key for a in stale)
+        ),
+    )
 
 
 def _shown(made: Made) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import dagster as dg
 import numpy as np
 import polars as pl
 
-from spymaster_assets.assets.common import Made, check_each, each_partition
+from spymaster_assets.assets.common import Made, check_each, each_partition, require_one_origin
 from spymaster_assets.assets.windows import keyed_by_session, session_partitions, training_window
 from spymaster_assets.contract import load_contract
 from spymaster_assets.datasets.sequences import build_sequences, read_sequences, sequence_name, to_npz_bytes
@@ -40,6 +40,7 @@ def dataset_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChe
         def make(key: str) -> Made:
             signals, signal_artifact = read_signals(artifacts.store, key)
             level_artifact = artifacts.store.load("levels", key)
+            require_one_origin(signal_artifact, level_artifact)
             minute = level_artifact.frame("context.parquet", CONTEXT_SCHEMA)
             arrays = build_sequences(signals.frame, minute, contract, settings.sequence, settings.label.primary_delay)
             artifact = artifacts.store.publish(
@@ -77,7 +78,9 @@ def dataset_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChe
         def make(key: str) -> Made:
             plan = plan_split(fold_sessions(settings, key), key, settings.split)
             rows, inputs = [], {}
-            for earlier in artifacts.store.require("signals", [*plan.train, *plan.validation]):
+            made = artifacts.store.require("signals", [*plan.train, *plan.validation])
+            require_one_origin(*made)
+            for earlier in made:
                 found, _ = read_signals(artifacts.store, earlier.key)
                 rows.append(found.frame.select("event_id", "date", "decision_ns", "label_known_ns"))
                 inputs[earlier.key] = earlier.sha256

@@ -9,7 +9,7 @@ import dagster as dg
 import numpy as np
 import polars as pl
 
-from spymaster_assets.assets.common import Made, check_each, each_partition
+from spymaster_assets.assets.common import Made, check_each, each_partition, require_one_origin
 from spymaster_assets.assets.market import MIN_REGULAR_COVERAGE, seen_inputs
 from spymaster_assets.assets.windows import keyed_by_session, session_partitions
 from spymaster_assets.errors import MissingInputError
@@ -155,12 +155,13 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
             content: dict[str, bytes] = {}
             inputs = {"market_files": registered.sha256}
             if files is not None:
-                basis, basis_sha256 = read_basis(artifacts.store, key)
+                basis, basis_artifact = read_basis(artifacts.store, key)
                 own = files.root == profile.root
-                inputs["spot_basis"] = basis_sha256
+                inputs["spot_basis"] = basis_artifact.sha256
                 registration = SessionFiles.from_json(registered.json("files.json"))
-                ts_ns, price_e9, bars_sha256 = _underlying(artifacts.store, source.folder, registration, session)
-                inputs |= bars_sha256
+                ts_ns, price_e9, bars = _underlying(artifacts.store, source.folder, registration, session)
+                inputs |= {a.asset: a.sha256 for a in bars}
+                require_one_origin(registered, basis_artifact, *bars)
                 if not own:
                     price_e9 = basis.to_strike_e9(price_e9, ts_ns)
                 with unchanged(*files.files):
@@ -244,32 +245,32 @@ def book_coverage(book: BookSnapshots, session: Session) -> dict[str, Any]:
     }
 
 
-def read_book(store: ArtifactStore, key: str) -> tuple[BookSnapshots | None, str]:
-    """Book of a session, None when the feed is missing, and the artifact's hash."""
+def read_book(store: ArtifactStore, key: str) -> tuple[BookSnapshots | None, Artifact]:
+    """Book of a session, None when the feed is missing, and its artifact."""
     artifact = store.load("book_snapshots", key)
     present = artifact.json(ABOUT)["present"]
-    return (book_from_parquet(artifact.read(BOOK), str(artifact.path(BOOK))) if present else None), artifact.sha256
+    return (book_from_parquet(artifact.read(BOOK), str(artifact.path(BOOK))) if present else None), artifact
 
 
-def read_basis(store: ArtifactStore, key: str) -> tuple[SpotBasis, str]:
-    """Basis of a session and the artifact's hash."""
+def read_basis(store: ArtifactStore, key: str) -> tuple[SpotBasis, Artifact]:
+    """Basis of a session and its artifact."""
     artifact = store.load("spot_basis", key)
     about = artifact.json(ABOUT)
     frame = artifact.frame(BASIS, {"known_ns": pl.Int64(), "ratio": pl.Float64()}, ())
     basis = SpotBasis(about["source"], frame["known_ns"].to_numpy(), frame["ratio"].to_numpy(), about["fallback"])
-    return basis, artifact.sha256
+    return basis, artifact
 
 
-def read_options(store: ArtifactStore, key: str, profile: Instrument) -> tuple[OptionFeed | None, str]:
-    """Option feed of a session, None when it is missing, and the artifact's hash."""
+def read_options(store: ArtifactStore, key: str, profile: Instrument) -> tuple[OptionFeed | None, Artifact]:
+    """Option feed of a session, None when it is missing, and its artifact."""
     artifact = store.load("option_flow", key)
     about = artifact.json(ABOUT)
     if not about["present"]:
-        return None, artifact.sha256
+        return None, artifact
     own = about["root"] == profile.root
     basis = identity_basis() if own else read_basis(store, key)[0]
     if basis.source == "fallback":  # a guessed ratio would put every strike at a wrong price: better no option columns
-        return None, artifact.sha256
+        return None, artifact
     feed = OptionFeed(
         flow_from_parquet(artifact.read(FLOW), str(artifact.path(FLOW))),
         about["root"],
@@ -279,7 +280,7 @@ def read_options(store: ArtifactStore, key: str, profile: Instrument) -> tuple[O
         profile.spy_dollar_e9 if own else PRICE_SCALE,
         _interest(artifact),
     )
-    return feed, artifact.sha256
+    return feed, artifact
 
 
 def _interest(artifact: Artifact) -> OpenInterest | None:
@@ -292,14 +293,14 @@ def _interest(artifact: Artifact) -> OpenInterest | None:
 
 def _underlying(
     store: ArtifactStore, folder: Path, registration: SessionFiles, session: Session
-) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
-    """Times and prices of the contract in front, from its trades or else its bars, and the hash of the bars if they were read."""
+) -> tuple[np.ndarray, np.ndarray, tuple[Artifact, ...]]:
+    """Times and prices of the contract in front, from its trades or else its bars, and the bars' artifact if they were read."""
     if registration.schema == "trades":
         tape = load_tape(folder, registration, session=session)
-        return tape.ts_ns, tape.price_e9, {}
+        return tape.ts_ns, tape.price_e9, ()
     bars, artifact = read_bars(store, session.key)
     minutes = SessionBars(session, bars).front(1)
-    return minutes["end_ns"].to_numpy(), minutes["close_e9"].to_numpy(), {"ohlcv_bars": artifact.sha256}
+    return minutes["end_ns"].to_numpy(), minutes["close_e9"].to_numpy(), (artifact,)
 
 
 def _spy_minutes(source: MarketSource, key: str) -> tuple[pl.DataFrame | None, dict[str, str]]:

@@ -13,9 +13,9 @@ from spymaster_assets.market.files import (
     FRONT_SESSIONS,
     FileEntry,
     SessionFiles,
-    inputs_fingerprint,
     read_registration,
     register_session,
+    seen_files,
     session_inputs,
 )
 from spymaster_assets.market.session_truth import session_truth
@@ -27,9 +27,6 @@ from spymaster_assets.signals.context import SessionBars
 from spymaster_assets.store import dump_json
 from spymaster_assets.tables import parquet_bytes
 
-FILE_ASSETS = ("market_files", "book_snapshots", "spot_basis", "option_flow")
-"""Assets that look for the session's files themselves; their manifests say which they saw."""
-SEEN_INPUTS = "inputs_seen"
 MIN_REGULAR_COVERAGE = 0.98
 """Share of regular-hours minutes with a record below which the coverage check warns."""
 
@@ -164,10 +161,10 @@ def market_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
     return [market_files, ohlcv_bars, regular_hours_are_covered, session_ends_agree, bars_agree]
 
 
-def seen_inputs(settings: Settings, source: MarketSource, key: str) -> dict[str, str]:
-    """Manifest entry of an artifact that is made from files: the fingerprint of the session's files as they lay there, outside its hash."""
+def seen_inputs(settings: Settings, source: MarketSource, key: str) -> dict[str, Any]:
+    """Manifest entries of an artifact that is made from files: `seen_files` of the session's, as they lay there."""
     files = session_inputs(source.entries, source.flat, calendar_of(settings.symbol), settings.instrument, key)
-    return {SEEN_INPUTS: inputs_fingerprint(files)}
+    return seen_files(files)
 
 
 def previous_registration(

@@ -7,7 +7,7 @@ from typing import Any
 import dagster as dg
 import numpy as np
 
-from spymaster_assets.assets.common import Made, each_partition
+from spymaster_assets.assets.common import Made, each_partition, require_one_origin
 from spymaster_assets.assets.datasets import read_part, require_split_signals
 from spymaster_assets.assets.windows import keyed_by_session, training_window
 from spymaster_assets.contract import load_contract
@@ -213,6 +213,7 @@ def sequence_part(store: ArtifactStore, split: SplitManifest, part: str) -> tupl
     for key in getattr(split, part):
         arrays, artifact = read_sequences(store, key)
         require_split_signals(split, key, artifact.inputs["signals"], str(artifact.folder))
+        require_one_origin(artifact, store.load("signals", key))
         inputs[f"sequence_dataset[{key}]"] = artifact.sha256
         pieces.append(SequenceData.from_arrays(arrays, key).select(~np.isin(arrays["event_id"], purged)))
     return SequenceData.concatenate(pieces), inputs

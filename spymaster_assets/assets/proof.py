@@ -7,7 +7,7 @@ import dagster as dg
 import polars as pl
 
 from spymaster_assets.assets.canaries import require_canaries
-from spymaster_assets.assets.common import Made, each_partition
+from spymaster_assets.assets.common import Made, each_partition, require_one_origin
 from spymaster_assets.assets.datasets import read_part
 from spymaster_assets.assets.signals import label_counts
 from spymaster_assets.assets.windows import judged_window, session_partitions
@@ -222,6 +222,7 @@ def predict_all(store: ArtifactStore, asof: str, sessions: Sequence[str]) -> tup
 
     contract = load_contract()
     patchtst, trees, retrieval = (store.load(a, asof) for a in ("patchtst_model", "tree_bundles", "retrieval_index"))
+    require_one_origin(store.load("split_manifest", asof), patchtst, trees, retrieval)
     inputs = {a.asset: a.sha256 for a in (patchtst, trees, retrieval)}
     network, boosted = PatchTST.load(patchtst.contents()), BoostedTrees.load(trees.contents())
     index = RetrievalIndex.load(retrieval.contents(), str(retrieval.folder))
@@ -229,6 +230,7 @@ def predict_all(store: ArtifactStore, asof: str, sessions: Sequence[str]) -> tup
     for key in sessions:
         signals, signal_artifact = read_signals(store, key)
         arrays, sequence_artifact = read_sequences(store, key)
+        require_one_origin(signal_artifact, sequence_artifact)
         inputs[f"signals[{key}]"], inputs[f"sequence_dataset[{key}]"] = signal_artifact.sha256, sequence_artifact.sha256
         if not signals.frame.height:
             continue

@@ -5,7 +5,7 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from spymaster_assets.assets.common import Made, check_each, each_partition
+from spymaster_assets.assets.common import Made, check_each, each_partition, require_one_origin
 from spymaster_assets.assets.feeds import option_settings, read_basis, read_book, read_options
 from spymaster_assets.assets.windows import keyed_by_session, session_partitions, warmup_window
 from spymaster_assets.contract import load_contract
@@ -50,15 +50,18 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
             registration, registered = read_registration(artifacts.store, key)
             bars, own = read_bars(artifacts.store, key)
             warmup_keys = warmup_sessions(settings, key)
-            options, options_sha256 = read_options(artifacts.store, key, settings.instrument)
+            options, option_artifact = read_options(artifacts.store, key, settings.instrument)
+            basis = read_basis(artifacts.store, key)[1]
             warmup = []
             inputs = {
                 f"ohlcv_bars[{key}]": own.sha256,
                 "market_files": registered.sha256,
-                "option_flow": options_sha256,
-                "spot_basis": read_basis(artifacts.store, key)[1],
+                "option_flow": option_artifact.sha256,
+                "spot_basis": basis.sha256,
             }
-            for earlier in artifacts.store.require("ohlcv_bars", warmup_keys):
+            before = artifacts.store.require("ohlcv_bars", warmup_keys)
+            require_one_origin(registered, own, option_artifact, basis, *before)
+            for earlier in before:
                 frame, _ = read_bars(artifacts.store, earlier.key)
                 warmup.append(SessionBars(calendar.session(earlier.key), frame))
                 inputs[f"ohlcv_bars[{earlier.key}]"] = earlier.sha256
@@ -115,8 +118,11 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
             tape: SessionTape | None = None
             if registration.schema == "trades":
                 tape = load_tape(source.folder, registration, session=session)
-            book, book_sha256 = read_book(artifacts.store, key)
-            options, options_sha256 = read_options(artifacts.store, key, settings.instrument)
+            bars, bar_artifact = read_bars(artifacts.store, key)
+            book, book_artifact = read_book(artifacts.store, key)
+            options, option_artifact = read_options(artifacts.store, key, settings.instrument)
+            basis = read_basis(artifacts.store, key)[1]
+            require_one_origin(level_artifact, registered, bar_artifact, book_artifact, option_artifact, basis)
             made = build_signals(
                 level_set,
                 tape,
@@ -140,13 +146,12 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
                 inputs={
                     "levels": level_artifact.sha256,
                     "market_files": registered.sha256,
-                    "book_snapshots": book_sha256,
-                    "option_flow": options_sha256,
-                    "spot_basis": read_basis(artifacts.store, key)[1],
+                    "book_snapshots": book_artifact.sha256,
+                    "option_flow": option_artifact.sha256,
+                    "spot_basis": basis.sha256,
                     "contract": contract.sha256,
                 },
             )
-            bars = read_bars(artifacts.store, key)[0]
             minutes = SessionBars(session, bars).front(1)
             title = f"{settings.symbol} {key}: {made.frame.height} touches"
             chart = plots.session_chart(minutes, made.frame, level_set.table, session, title, settings.simulated)

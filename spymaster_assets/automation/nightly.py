@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -11,10 +10,10 @@ from itertools import takewhile
 
 import dagster as dg
 
-from spymaster_assets.assets.market import FILE_ASSETS, SEEN_INPUTS
 from spymaster_assets.assets.signals import warmup_sessions
 from spymaster_assets.errors import SpymasterError
 from spymaster_assets.market.files import (
+    SEEN_INPUTS,
     FileEntry,
     FlatFile,
     covers,
@@ -24,6 +23,7 @@ from spymaster_assets.market.files import (
     session_inputs,
 )
 from spymaster_assets.partitions import (
+    FILE_ASSETS,
     MODEL_ASSETS,
     REPORT_ASSET,
     SESSION_ASSETS,
@@ -31,13 +31,13 @@ from spymaster_assets.partitions import (
     calendar_of,
     scheduled_asof,
 )
+from spymaster_assets.proof.lineage import CONTRACT, FILE, input_of
 from spymaster_assets.settings import MINUTE_NS, NightlySettings, Settings, fingerprint
 from spymaster_assets.store import Artifact, ArtifactStore
 
 DATA_JOB = "session_data"
 MODEL_JOB = "asof_models"
 REPORT_JOB = "fold_report"
-_INPUT_NAME = re.compile(r"(\w+)(?:\[(.+)\])?")
 _REQUEST_TAG, _INPUTS_TAG = "spymaster/request", "spymaster/inputs"
 _MAX_NOTES = 50
 """What a tick says at most of what it did not ask for."""
@@ -54,7 +54,6 @@ _MADE_BY: Mapping[str, tuple[str, ...]] = {
     MODEL_JOB: MODEL_ASSETS,
     REPORT_JOB: (REPORT_ASSET,),
 }
-_GRAPH = frozenset(asset for assets in _MADE_BY.values() for asset in assets)
 
 
 @dataclass(frozen=True)
@@ -238,9 +237,9 @@ class _Made:
 def _upstream(artifact: Artifact) -> Iterator[tuple[tuple[str, str], str]]:
     """((asset, key), SHA-256) of the artifacts among the recorded inputs; files and the contract are none."""
     for name, sha256 in artifact.inputs.items():
-        named = _INPUT_NAME.fullmatch(name)
-        if named and named[1] in _GRAPH:
-            yield (named[1], named[2] or artifact.key), sha256
+        of = input_of(artifact, name)
+        if of[0] not in (FILE, CONTRACT):
+            yield of, sha256
 
 
 def _manifest(store: ArtifactStore, asset: str, key: str) -> Artifact | None:

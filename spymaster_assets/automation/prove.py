@@ -419,11 +419,14 @@ def prove(
     wanted: Collection[str] = ASSETS,
 ) -> list[Replay]:
     """Replay each session `cuts` times, with input that is cut off, another or late in turn; refit each as-of session with later sessions
-    absent and altered, and with a past one delivered again; make its report again, and the walk-forward report with its newest fold.
+    absent and altered, with a past one delivered again, and with others held out of its training; make its report again, and the
+    walk-forward report with its newest fold.
 
     wanted: assets that replays are asked about. Raises ConfigError when nothing is named, MissingInputError when a named session has no
     stored signals or an as-of session no model.
     """
+    from spymaster_assets.automation.held_out import held_out_tries  # late: it builds on what is here
+
     warnings.filterwarnings("ignore")
     store = ArtifactStore(settings.root)
     if not sessions and not asofs:
@@ -450,6 +453,7 @@ def prove(
                 partial(replay_redelivery, settings, asof),
                 partial(replay_models, settings, asof, "absent"),
                 partial(replay_models, settings, asof, "altered"),
+                *held_out_tries(settings, asof),
             ]
         if REPORT_ASSET in wanted:
             tries += _report_tries(settings, store, asof, cuts, seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -17,7 +18,7 @@ from spymaster_assets.contract import load_contract
 from spymaster_assets.datasets.sequences import read_sequences
 from spymaster_assets.datasets.splits import read_split
 from spymaster_assets.errors import MarketDataError
-from spymaster_assets.evaluation.calibration import BASELINES, baseline_predictions
+from spymaster_assets.evaluation.calibration import BASELINES, GROUP, baseline_predictions, with_outcomes
 from spymaster_assets.partitions import SESSION_ASSETS
 from spymaster_assets.proof.bits import Check, compared, unequal
 from spymaster_assets.proof.compare import differences
@@ -120,7 +121,10 @@ def _sequence_row(store: ArtifactStore, fresh: ArtifactStore, key: str, event_id
 def _predictions(
     store: ArtifactStore, fresh: ArtifactStore, fold: Fold, key: str, event_id: str, refit: bool, settings: Settings
 ) -> list[Check]:
-    """Predictions of the stored models on the rederived session; with `refit` those of the baselines, fitted on stored rows."""
+    """Predictions of the stored models on the rederived session and their outcomes, against all that the report has of the event.
+
+    With `refit` those of the baselines too, fitted on stored rows.
+    """
     split, _ = read_split(store, fold.asof)
     said, _ = predict_all(fresh, fold.asof, [key])
     if refit:
@@ -128,14 +132,27 @@ def _predictions(
         frames = [read_signals(fresh if k == key else store, k)[0].frame for k in split.test]
         fitted = baseline_predictions(train, pl.concat(frames), load_contract(), settings.tree.stages)
         said = pl.concat([said, fitted], how="diagonal")
-    names = ["model", "head", "delay", "stage"]
-    again = {tuple(r[:4]): r[4] for r in said.filter(pl.col("event_id") == event_id).select(*names, "p").iter_rows()}
-    report = store.load("calibration_report", fold.asof)
-    stored = report.frame("predictions.parquet").filter(pl.col("event_id") == event_id)
-    kept = [m for m in stored["model"].unique().sort() if refit or m not in BASELINES or m == "null_knn"]
+    rows = [read_signals(store, k)[0].frame for k in split.train]
+    frame = read_signals(fresh, key)[0].frame
+    judged = with_outcomes(said, frame, pl.concat(rows), load_contract(), fold.asof)
+    report = store.load("calibration_report", fold.asof).frame("predictions.parquet")
+    one, other = (_said(table, event_id) for table in (report, judged))
     checks = []
-    for model in kept:
-        rows = stored.filter(pl.col("model") == model)
-        pairs = ((" ".join(r[1:4]), r[4], again.get(tuple(r[:4]))) for r in rows.select(*names, "p").iter_rows())
-        checks.append(compared(f"predictions[{fold.asof}] {model}", pairs, rows.height))
+    for model in sorted({key[0] for key in (*one, *other)}):
+        if refit or model not in BASELINES or model == "null_knn":
+            heads = sorted({key for key in (*one, *other) if key[0] == model})
+            # a row that only one of them has is a difference too
+            pairs = (
+                (" ".join((*head[1:], column)), one.get(head, {}).get(column), other.get(head, {}).get(column))
+                for head in heads
+                for column in ("p", "y", "rows")
+            )
+            checks.append(compared(f"predictions[{fold.asof}] {model}", pairs, len(heads)))
     return checks
+
+
+def _said(predictions: pl.DataFrame, event_id: str) -> dict[tuple[str, ...], dict[str, Any]]:
+    """Prediction, outcome and number of rows of an event by (model, head, delay, stage)."""
+    mine = predictions.filter(pl.col("event_id") == event_id).group_by(*GROUP, maintain_order=True)
+    table = mine.agg(pl.col("p", "y").first(), pl.len().alias("rows"))
+    return {tuple(str(r[c]) for c in GROUP): r for r in table.iter_rows(named=True)}

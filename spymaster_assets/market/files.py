@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
 from itertools import combinations
@@ -36,6 +36,8 @@ SUFFIXES = (".dbn", ".dbn.zst")
 CSV_SUFFIXES = (".csv", ".csv.gz")
 FRONT_SESSIONS = 2
 """Sessions before one whose tape the choice of its front month, and of a roll, rests on."""
+SEEN_INPUTS, SEEN_FILES = "inputs_seen", "files_seen"
+"""Manifest entries of an artifact that is made from files: fingerprint and {name: size} of its session's files as they lay there."""
 
 
 @dataclass(frozen=True)
@@ -142,8 +144,7 @@ class SessionFiles:
                 }
             )
             for file in found.files:
-                name = PurePosixPath(file.name)
-                if name.is_absolute() or ".." in name.parts or "\0" in file.name or not file.name.endswith(SUFFIXES):
+                if not lies_inside(file.name) or not file.name.endswith(SUFFIXES):
                     raise ValueError(f"{file.name[:80]!r} is no DBN file of the folder")
             return found
 
@@ -152,6 +153,13 @@ def read_registration(store: ArtifactStore, key: str) -> tuple[SessionFiles, Art
     """What is registered of one session and its artifact."""
     artifact = store.load("market_files", key)
     return SessionFiles.from_json(artifact.json("files.json")), artifact
+
+
+def lies_inside(name: str) -> bool:
+    """Whether a recorded name is one that `scan_folder` or `scan_flat` can have given: below the folder, with one of their endings."""
+    path = PurePosixPath(name)
+    outside = path.is_absolute() or ".." in path.parts or "\0" in name
+    return not outside and name.endswith((*SUFFIXES, *CSV_SUFFIXES))
 
 
 def scan_folder(dbn_dir: Path) -> tuple[FileEntry, ...]:
@@ -234,6 +242,19 @@ def session_inputs(
 def inputs_fingerprint(files: Sequence[FileEntry | FlatFile]) -> str:
     """16 hex digits that change when a file comes, goes, grows or is written again; no file is read."""
     return fingerprint([(f.name, f.size_bytes, f.mtime_ns) for f in files])
+
+
+def seen_files(files: Sequence[FileEntry | FlatFile]) -> dict[str, Any]:
+    """What a manifest says of the files of its session, outside the content hash: those that came later can be told from it."""
+    return {SEEN_INPUTS: inputs_fingerprint(files), SEEN_FILES: {f.name: f.size_bytes for f in files}}
+
+
+def unseen_files(files: Sequence[FileEntry | FlatFile], metadata: Mapping[str, Any]) -> list[FileEntry | FlatFile]:
+    """Those of a session's files that an artifact with this manifest entry did not see, or not with this size."""
+    if metadata.get(SEEN_INPUTS) == inputs_fingerprint(files):
+        return []
+    seen = metadata.get(SEEN_FILES)
+    return [f for f in files if not isinstance(seen, dict) or seen.get(f.name) != f.size_bytes]
 
 
 def recorded_sessions(

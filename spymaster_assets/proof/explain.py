@@ -127,7 +127,7 @@ def explain(settings: Settings, event_id: str, asofs: Sequence[str] = (), heads:
         )
     uses = tuple(u for u in uses if not asofs or u.asof in asofs)
     folds = [told(faults, judged, store, u.asof, row, heads, faults) for u in uses if u.judged]
-    links = chain(store, settings.dbn_dir, _starts(store, key, uses))
+    links = chain(store, settings, _starts(store, key, uses), faults)
     session = calendar_of(settings.symbol).session(key)
     return Explanation(
         simulated=bool(signals.metadata["simulated"]) or settings.simulated,

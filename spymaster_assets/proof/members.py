@@ -59,6 +59,20 @@ def first_difference(name: str, one: bytes, other: bytes) -> Found | None:
         return _first_byte(one, other)
 
 
+def members(name: str, data: bytes) -> Any:
+    """What a file of a fitted artifact holds, told by its ending; raise ArtifactError when it is damaged or of a kind without members."""
+    read = _READERS.get(name[name.rfind(".") :])
+    with refusing(ArtifactError, "not what its name says", where=name, remedy="materialize it again"):
+        if read is None:
+            raise ValueError("a file without members")
+        return read(data)
+
+
+def first_unequal(one: Any, other: Any) -> Found | None:
+    """First place in which two nested values (dicts, lists, arrays, plain values) differ by a bit; None when none does."""
+    return _walk("", one, other)
+
+
 def _between(name: str, a: Any, b: Any) -> Found | None:
     if name.endswith(".json") and isinstance(a, dict) and isinstance(b, dict):
         a.pop("provenance", None)

@@ -17,7 +17,7 @@ from spymaster_assets.market.calendar import NEW_YORK
 from spymaster_assets.proof.bits import Check
 from spymaster_assets.proof.explain import Explanation, Use, Value
 from spymaster_assets.proof.judged import Contributions, Fold, Prediction, Training
-from spymaster_assets.proof.lineage import Link
+from spymaster_assets.proof.lineage import LATE_FILE, Link
 from spymaster_assets.proof.sources import RowAt
 from spymaster_assets.settings import NS
 
@@ -26,7 +26,14 @@ _SHOWN_NEIGHBOURS = 10
 _SHOWN_BROKEN = 20
 _BRIEF = 2
 """Contributions a head where several heads are told of."""
-_STATE_STYLE = {"equal": "green", "stale": "yellow", "altered": "red", "missing": "red", "changed": "red"}
+_STATE_STYLE = {
+    "equal": "green",
+    "stale": "yellow",
+    "altered": "red",
+    "missing": "red",
+    "changed": "red",
+    "unreadable": "red",
+}
 _PART = {
     "train": "learned from it",
     "validation": "stopped early by it; retrieval holds it",
@@ -304,7 +311,8 @@ def _chain(links: Sequence[Link]) -> Table:
 def _broken(links: Sequence[Link]) -> list[RenderableType]:
     out: list[RenderableType] = []
     for link in links[:_SHOWN_BROKEN]:
-        recorded = f"recorded {link.recorded[:_SHORT]}" if link.recorded else "not to be read"
+        unread = "came later" if link.kind == LATE_FILE else "not to be read"
+        recorded = f"recorded {link.recorded[:_SHORT]}" if link.recorded else unread
         now = f", now {link.found[:_SHORT]}" if link.found else ""
         text = Text.from_markup(f"[{_STATE_STYLE[link.state]}]{link.state}[/] ")
         text.append(f"{link.asset}[{link.key}] from {link.input}: {recorded}{now}\n  remedy: {link.remedy}")

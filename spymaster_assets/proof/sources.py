@@ -118,10 +118,13 @@ def files_behind(
             if input_of(artifact, name)[0] != FILE:
                 continue
             path = settings.dbn_dir / name
-            state = known.get((asset, name)) or file_state(path, sha256)
+            state = known.get((asset, name)) or file_state(settings.dbn_dir, name, sha256)
             schema, ranges = "" if name.endswith(SUFFIXES) else "csv", None
             if state == "equal" and name.endswith(SUFFIXES) and registered is not None:
-                schema = read_header(path).schema
+                header = told(faults, read_header, path)
+                if header is None:
+                    continue
+                schema = header.schema
                 windows = list(_windows(settings, session, feed, schema, row, attempt_ns, feeds))
                 if windows:
                     ranges = told(faults, record_ranges, path, windows, _contract_id(path, feed, registered))

@@ -19,14 +19,16 @@ import pytest
 import zstandard
 from rich.console import Console
 
-from spymaster_assets.automation.rederive import rederive
+from spymaster_assets.automation.rederive import _predictions, rederive
 from spymaster_assets.cli import main
 from spymaster_assets.contract import load_contract
 from spymaster_assets.datasets.splits import read_split
 from spymaster_assets.errors import ConfigError, ContractError, MarketDataError, MissingInputError
-from spymaster_assets.market.dbn import read_header, read_records
-from spymaster_assets.partitions import scheduled_asof
+from spymaster_assets.market.dbn import file_sha256, read_header, read_records
+from spymaster_assets.partitions import SESSION_ASSETS, scheduled_asof
+from spymaster_assets.proof import lineage as lineage_module
 from spymaster_assets.proof import records as records_module
+from spymaster_assets.proof.bits import Check
 from spymaster_assets.proof.explain import Explanation, explain
 from spymaster_assets.proof.records import Window, record_ranges
 from spymaster_assets.proof.show import tree
@@ -256,6 +258,15 @@ def change_a_dbn_file(settings: Settings, found: Explanation) -> tuple[str, str]
     return "changed", "put the file back"
 
 
+def name_a_file_outside(settings: Settings, found: Explanation) -> tuple[str, str]:
+    key = found.event.session
+    path = settings.root / "spot_basis" / key / "manifest.json"
+    manifest = json.loads(path.read_bytes())
+    manifest["inputs"] |= dict.fromkeys(("/proc/self/mem", "../dagster.dbn", "a/../../b.dbn.zst"), "0" * 64)
+    replaced(path, json.dumps(manifest).encode())
+    return "altered", f"--select spot_basis --partition {key}"
+
+
 def republish(store: ArtifactStore, key: str, change: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
     signals, artifact = read_signals(store, key)
     data = signals_to_parquet(SignalSet(change(signals.frame), signals.metadata))
@@ -263,11 +274,27 @@ def republish(store: ArtifactStore, key: str, change: Callable[[pl.DataFrame], p
 
 
 @pytest.mark.parametrize(
-    "tamper", [alter_levels, forge_a_manifest, remake_a_training_session, lose_the_trees, change_a_dbn_file]
+    "tamper",
+    [
+        alter_levels,
+        forge_a_manifest,
+        remake_a_training_session,
+        lose_the_trees,
+        change_a_dbn_file,
+        name_a_file_outside,
+    ],
 )
 def test_a_tampered_link_is_shown_with_its_remedy(
-    copied: Settings, explained: Explanation, tamper: Callable[[Settings, Explanation], tuple[str, str]]
+    copied: Settings,
+    explained: Explanation,
+    tamper: Callable[[Settings, Explanation], tuple[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    def inside(path: Path) -> str:
+        assert path.resolve().parent == copied.dbn_dir, "no file outside the folder is opened"
+        return file_sha256(path)
+
+    monkeypatch.setattr(lineage_module, "file_sha256", inside)
     state, remedy = tamper(copied, explained)
     found = explain(copied, explained.event.event_id)
     assert {link.state for link in found.broken} == {state}
@@ -281,6 +308,80 @@ def test_a_tampered_link_is_shown_with_its_remedy(
     if tamper is change_a_dbn_file:
         with pytest.raises(MarketDataError, match=f"no longer what was registered: {explained.files[0].name}"):
             rederive(copied, found)
+
+
+def test_files_that_came_later_are_told_and_touched_ones_are_not(copied: Settings, explained: Explanation) -> None:
+    split = read_split(ArtifactStore(copied.root), explained.folds[0].asof)[0]
+    own, trained = explained.event.session, split.train[-1]
+    keys = [{link.key for link in explained.links if link.asset == a} for a in ("ohlcv_bars", "signals")]
+    warmup = min(keys[0] - keys[1])
+    book = next(copied.dbn_dir.glob(f"spy-{own.replace('-', '')}.mbp-10*"))
+    replaced(book, book.read_bytes())
+    assert not explain(copied, explained.event.event_id).broken
+    (copied.dbn_dir / "late.mbp-10.dbn.zst").hardlink_to(book)
+    (copied.dbn_dir / f"{trained}.csv.gz").write_bytes(b"")
+    for schema in ("trades", "mbp-10"):
+        early = next(copied.dbn_dir.glob(f"spy-{warmup.replace('-', '')}.{schema}*"))
+        (copied.dbn_dir / f"warmup.{schema}.dbn.zst").hardlink_to(early)
+    found = explain(copied, explained.event.event_id)
+    late = {(link.key, link.input): link for link in found.broken}
+    # of a session that only warms up its bars alone are read
+    assert set(late) == {
+        (own, "late.mbp-10.dbn.zst"),
+        (trained, f"{trained}.csv.gz"),
+        (warmup, "warmup.trades.dbn.zst"),
+    }
+    assert {(link.kind, link.state) for link in late.values()} == {("late file", "stale")}
+    for (key, _), link in late.items():
+        assert link.remedy == f"dagster asset materialize --select {','.join(SESSION_ASSETS)} --partition {key}"
+    out = io.StringIO()
+    Console(file=out, width=100).print(tree(found))
+    assert "late.mbp-10.dbn.zst: came later" in out.getvalue()
+
+
+def test_a_file_that_cannot_be_read_does_not_end_the_explanation(copied: Settings, explained: Explanation) -> None:
+    path = copied.dbn_dir / explained.files[0].name
+    path.unlink()
+    path.symlink_to("/proc/self/mem")
+    found = explain(copied, explained.event.event_id)
+    assert {(link.input, link.state) for link in found.broken} == {(path.name, "unreadable")}
+    assert all("mend the file" in link.remedy for link in found.broken)
+    assert next(f for f in found.files if f.name == path.name).state == "unreadable"
+    assert any(path.name in fault for fault in found.faults), "its folder cannot be looked through for late files"
+    assert found.folds[0].predictions == explained.folds[0].predictions
+
+
+def test_rows_that_are_gone_from_the_report_or_added_to_it_differ(
+    copied: Settings, explained: Explanation, asof: str
+) -> None:
+    store, event = ArtifactStore(copied.root), explained.event
+    report = store.load("calibration_report", asof)
+    honest, unchanged = report.frame("predictions.parquet"), {n: report.read(n) for n in report.files}
+    mine = pl.col("event_id") == event.event_id
+    patchtst = honest.filter(mine, pl.col("model") == "patchtst")[:1]
+
+    def checks(frame: pl.DataFrame) -> dict[str, Check]:
+        buffer = io.BytesIO()
+        frame.write_parquet(buffer)
+        files = unchanged | {"predictions.parquet": buffer.getvalue()}
+        store.publish("calibration_report", asof, files, inputs=report.inputs, metadata=report.metadata)
+        made = _predictions(store, store, explained.folds[0], event.session, event.event_id, False, copied)
+        return {c.what.rpartition(" ")[2]: c for c in made}
+
+    gone = checks(honest.filter(~(mine & (pl.col("model") == "trees"))))
+    assert [m for m, c in gone.items() if not c.equal] == ["trees"]
+    assert gone["trees"].values == honest.filter(mine, pl.col("model") == "trees").height
+    assert (gone["trees"].stored, gone["trees"].where.split()[-1]) == ("null", "p")
+    one = checks(honest.filter(~(mine & (pl.col("model") == "patchtst") & (pl.col("head") == patchtst["head"][0]))))
+    assert [m for m, c in one.items() if not c.equal] == ["patchtst"]
+    added = checks(pl.concat([honest, patchtst.with_columns(model=pl.lit("forged"))]))
+    assert [(m, c.rederived) for m, c in added.items() if not c.equal] == [("forged", "null")]
+    twice = checks(pl.concat([honest, patchtst]))
+    assert [c.where.split()[-1] for c in twice.values() if not c.equal] == ["rows"]
+    other = checks(
+        honest.with_columns(y=pl.when(mine & (pl.col("model") == "retrieval")).then(1.0 - pl.col("y")).otherwise("y"))
+    )
+    assert [m for m, c in other.items() if not c.equal] == ["retrieval"]
 
 
 def test_rederived_from_the_files_everything_is_equal(demo: Demo, explained: Explanation) -> None:

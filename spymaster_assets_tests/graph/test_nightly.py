@@ -21,7 +21,6 @@ from dagster._core.launcher import DefaultRunLauncher
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 from dagster._daemon.monitoring import run_monitoring
 
-from spymaster_assets.assets.market import SEEN_INPUTS
 from spymaster_assets.automation.demo import _QUIET, _instance_config
 from spymaster_assets.automation.nightly import (
     DATA_JOB,
@@ -36,7 +35,7 @@ from spymaster_assets.automation.nightly import (
 )
 from spymaster_assets.definitions import build_definitions
 from spymaster_assets.market.dbn import read_header, read_records
-from spymaster_assets.market.files import inputs_fingerprint, scan_flat, scan_folder, session_inputs
+from spymaster_assets.market.files import SEEN_INPUTS, inputs_fingerprint, scan_flat, scan_folder, session_inputs
 from spymaster_assets.partitions import (
     MODEL_ASSETS,
     REPORT_ASSET,

@@ -39,6 +39,7 @@ from spymaster_assets.market.simulate import write_market
 from spymaster_assets.market.tape import SessionTape
 from spymaster_assets.partitions import (
     ASSETS,
+    FITTED_ASSETS,
     MODEL_ASSETS,
     REPORT_ASSET,
     SESSION_ASSETS,
@@ -84,9 +85,8 @@ def test_the_demo_holds_and_the_job_records_it_for_each_asset_of_the_partition(d
         assert (made.partition, made.evaluation.passed) == (partition, True), made.evaluation.description
         told = {name: value.value for name, value in made.evaluation.metadata.items()}
         # nothing follows the last test session that could be altered
-        assert told["replays"] == {REPORT_ASSET: 1 + max(2, CUTS // 8)}.get(
-            asset, CUTS if asset in SESSION_ASSETS else 3
-        )
+        expected = {**dict.fromkeys(SESSION_ASSETS, CUTS), **dict.fromkeys(FITTED_ASSETS, 4)}
+        assert told["replays"] == {**expected, REPORT_ASSET: 1 + max(2, CUTS // 8)}.get(asset, 3)
         target = made.evaluation.target_materialization_data
         records = demo.instance.fetch_materializations(
             dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[partition] if partition else None),
