@@ -10,7 +10,6 @@ import errno
 import fcntl
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
@@ -28,6 +27,7 @@ from typing import Any
 import polars as pl
 
 from spymaster_assets.errors import ArtifactError, MissingInputError, refusing
+from spymaster_assets.strict_json import parse_object
 from spymaster_assets.tables import read_parquet
 
 MANIFEST = "manifest.json"
@@ -250,10 +250,7 @@ def content_hash(files: Mapping[str, bytes]) -> str:
 def json_object(data: bytes, where: str) -> dict[str, Any]:
     """A JSON object; raise ArtifactError on anything else, repeated keys, numbers that are not finite or endless nesting."""
     with refusing(ArtifactError, "not the JSON that was published", where=where, remedy="materialize it again"):
-        parsed = json.loads(data, object_pairs_hook=_distinct, parse_constant=_finite, parse_float=_finite)
-        if not isinstance(parsed, dict):
-            raise ValueError(f"{type(parsed).__name__} where an object should be")
-        return parsed
+        return parse_object(data)
 
 
 def dump_json(value: Any) -> bytes:
@@ -390,20 +387,6 @@ def _read_plain(path: Path) -> bytes:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
     finally:
         os.close(descriptor)
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key is repeated")
-    return found
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is not a finite number")
-    return value
 
 
 def _write_synced(path: Path, data: bytes) -> None:
