@@ -36,6 +36,7 @@ from spymaster_assets.settings import (
     DELAYS_S,
     MINUTE_NS,
     NS,
+    BarrierSettings,
     BookSettings,
     LabelSettings,
     OptionSettings,
@@ -227,6 +228,7 @@ def build_one(
     label: LabelSettings = VOLATILITY,
     signal: SignalSettings | None = None,
     until_ns: int | None = None,
+    barrier: BarrierSettings | None = None,
 ) -> Built:
     """One session from its registration and the bars of the sessions before."""
     profile, signal = instrument(symbol), signal or SignalSettings()
@@ -240,7 +242,19 @@ def build_one(
     warmup = earlier[-signal.sma_warmup_sessions :]
     levels = build_levels(bars, warmup, profile, signal, CONTRACT, known_ns, options)
     signals = build_signals(
-        levels, tape, session, profile, registration.front_id, signal, label, CONTRACT, known_ns, False, book, options
+        levels,
+        tape,
+        session,
+        profile,
+        registration.front_id,
+        signal,
+        label,
+        CONTRACT,
+        known_ns,
+        False,
+        book,
+        options,
+        barrier,
     )
     return Built(session, registration, bars, levels, signals)
 
