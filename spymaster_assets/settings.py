@@ -32,6 +32,9 @@ DELAYS_S: dict[str, int] = {"2min": 120, "4min": 240, "8min": 480}
 REACH_HORIZONS_S = (60, 120, 180, 300)
 """Horizons of the reach targets after t1, seconds (F)."""
 
+WHERE_IT_RUNS = frozenset({"patchtst.device", "patchtst.threads", "tree.threads"})
+"""Settings that may differ between artifacts that are read together."""
+
 Count = Annotated[int, Field(ge=1)]
 Several = Annotated[int, Field(ge=2)]
 Whole = Annotated[int, Field(ge=0)]

@@ -28,6 +28,7 @@ def dataset_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChe
     partitions = session_partitions(settings)
     calendar = calendar_of(settings.symbol)
     contract = load_contract()
+    window_settings, fold_settings = settings.of("sequence", "label.primary_delay"), settings.of("split")
     common: dict[str, Any] = {
         "partitions_def": partitions,
         "group_name": "datasets",
@@ -38,7 +39,7 @@ def dataset_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChe
         **common,
         deps=["signals", "levels"],
         kinds={"numpy"},
-        code_version=fingerprint(settings.sequence, settings.label.primary_delay, contract.sha256, "1"),
+        code_version=fingerprint(window_settings, contract.sha256, "1"),
         description="sequence_dataset_YYYY-MM-DD.npz: one window of one-minute bars per touch that ends with the last bar closed at the "
         "decision, static features from the contract, labels. Read with allow_pickle=False.",
     )
@@ -53,6 +54,7 @@ def dataset_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChe
                 key,
                 {sequence_name(key): to_npz_bytes(arrays)},
                 inputs={"signals": signal_artifact.sha256, "levels": level_artifact.sha256},
+                settings=window_settings,
             )
             rows, steps, channels = arrays["X"].shape
             return Made(
@@ -75,7 +77,7 @@ def dataset_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChe
         **common,
         deps=[dg.AssetDep("signals", partition_mapping=training_window(settings))],
         kinds={"json"},
-        code_version=fingerprint(calendar.rules, settings.split, "2"),
+        code_version=fingerprint(calendar.rules, fold_settings, "2"),
         description="Sessions for training, validation and test as of this session, rows purged with the reason, embargo and the hash of "
         "every input. The models read this, not the mapping.",
     )
@@ -93,6 +95,7 @@ def dataset_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChe
                 key,
                 {"split.json": dump_json(manifest.to_json())},
                 inputs={f"signals[{k}]": v for k, v in inputs.items()},
+                settings=fold_settings,
             )
             strip = plots.fold_strip([manifest.to_json()], all_sessions(settings), settings.simulated)
             return Made(
@@ -158,8 +161,9 @@ def read_split(store: ArtifactStore, key: str) -> tuple[SplitManifest, Artifact]
 
 
 def read_part(store: ArtifactStore, manifest: SplitManifest, part: str) -> pl.DataFrame:
-    """Signals of one part of a split without its purged rows; raise ArtifactError when they changed since the split was made."""
-    sessions = getattr(manifest, part)
+    """Signals of one part of a split without its purged rows; raise ArtifactError when they changed since the split was made,
+    MixedSettingsError when their settings differ."""
+    sessions = [artifact.key for artifact in store.require("signals", getattr(manifest, part))]
     purged = {p["event_id"] for p in manifest.purged}
     frames = []
     for key in sessions:

@@ -57,6 +57,7 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
     calendar = calendar_of(settings.symbol)
     spy = calendar_of("SPY")
     profile = settings.instrument
+    book_settings, flow_settings = settings.of("book"), settings.of("option")
     common: dict[str, Any] = {
         "partitions_def": partitions,
         "group_name": "market",
@@ -67,7 +68,7 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
         **common,
         deps=["market_files"],
         kinds={"databento", "numba"},
-        code_version=fingerprint(calendar.rules, settings.book, "1"),
+        code_version=fingerprint(calendar.rules, book_settings, "1"),
         description="The last book of each 250 ms over regular hours with a margin, from mbp-10, mbo or mbp-1 files; without them the "
         "statement that the feed is missing.",
     )
@@ -91,6 +92,7 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
                 {ABOUT: dump_json(about), **content},
                 inputs={"market_files": registered.sha256, **{e.name: file_sha256(e.path) for e in files}},
                 metadata=seen_inputs(settings, source, key),
+                settings=book_settings,
             )
             return Made(artifact, {"dagster/row_count": about.get("snapshots", 0), **_shown(about)})
 
@@ -124,6 +126,7 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
                 {ABOUT: dump_json(about), BASIS: buffer.getvalue()},
                 inputs={"ohlcv_bars": own.sha256, **inputs},
                 metadata=seen_inputs(settings, source, key),
+                settings=settings.of(),
             )
             shown = dict(about)
             if len(basis.ratio):
@@ -138,7 +141,7 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
         deps=["market_files", "ohlcv_bars", spot_basis],
         kinds={"databento", "numba"},
         code_version=fingerprint(
-            calendar.rules, settings.option, option_settings(settings.option, profile, profile.root).multiplier, "3"
+            calendar.rules, flow_settings, option_settings(settings.option, profile, profile.root).multiplier, "3"
         ),
         description="0DTE option trades with aggressor, spot at the time, implied volatility, greeks and dealer gamma, from DBN files and "
         "their definitions or a flat CSV file; without them the statement that the feed is missing.",
@@ -196,6 +199,7 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
                 {ABOUT: dump_json(about), **content},
                 inputs=inputs,
                 metadata=seen_inputs(settings, source, key),
+                settings=flow_settings,
             )
             return Made(artifact, {"dagster/row_count": about.get("trades", 0), **_shown(about)})
 

@@ -62,6 +62,7 @@ def market_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
                 {"files.json": dump_json(found.to_json())},
                 inputs={f["name"]: f["sha256"] for f in found.to_json()["files"]},
                 metadata=seen_inputs(settings, source, key),
+                settings=settings.of(),
             )
             shown = found.to_json()
             return Made(
@@ -105,6 +106,7 @@ def market_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
                 key,
                 {f"bars_{key}.parquet": buffer.getvalue()},
                 inputs={"market_files": registered.sha256},
+                settings=settings.of(),
             )
             minutes = SessionBars(session, bars).front(1)
             regular = minutes.filter(

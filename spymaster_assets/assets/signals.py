@@ -29,6 +29,8 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
     calendar = calendar_of(settings.symbol)
     profile = settings.instrument
     contract = load_contract()
+    level_settings = settings.of("signal", "option")
+    touch_settings = settings.of("signal", "barrier", "option", "label")
     common: dict[str, Any] = {
         "partitions_def": partitions,
         "group_name": "signals",
@@ -45,7 +47,7 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
         ],
         kinds={"parquet"},
         code_version=fingerprint(
-            calendar.rules, profile.points_per_spy_dollar, settings.signal, settings.option, contract.level_codes, "4"
+            calendar.rules, profile.points_per_spy_dollar, level_settings, contract.level_codes, "4"
         ),
         description="Levels as they were known when each regular-hours minute opened, and the minute context behind them; "
         "averages reach over warm-up sessions and are adjusted at contract rolls.",
@@ -78,7 +80,9 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
                 options,
                 settings.option,
             )
-            artifact = artifacts.store.publish("levels", key, levels_to_files(found, warmup_keys), inputs=inputs)
+            artifact = artifacts.store.publish(
+                "levels", key, levels_to_files(found, warmup_keys), inputs=inputs, settings=level_settings
+            )
             kinds = found.table.group_by("level_kind_name").len().sort("len", descending=True)
             return Made(
                 artifact,
@@ -100,10 +104,7 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
         code_version=fingerprint(
             calendar.rules,
             profile,
-            settings.signal,
-            settings.barrier,
-            settings.option,
-            settings.label,
+            touch_settings,
             contract.sha256,
             "3",
         ),
@@ -152,6 +153,7 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
                     "spot_basis": read_basis(artifacts.store, key)[1],
                     "contract": contract.sha256,
                 },
+                settings={**touch_settings, "simulated": made.metadata["simulated"]},
             )
             bars = read_bars(artifacts.store, key)[0]
             minutes = SessionBars(session, bars).front(1)

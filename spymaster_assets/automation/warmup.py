@@ -69,4 +69,4 @@ def _shift_bars(store: ArtifactStore, key: str) -> None:
     buffer = io.BytesIO()
     shift_prices(artifact.frame(name)).write_parquet(buffer)
     files = {f: artifact.read(f) for f in artifact.files} | {name: buffer.getvalue()}
-    store.publish("ohlcv_bars", key, files, inputs=artifact.inputs)
+    store.publish("ohlcv_bars", key, files, inputs=artifact.inputs, settings=artifact.settings)
