@@ -25,17 +25,14 @@ from spymaster_assets.assets.proof import proof_assets  # noqa: E402
 from spymaster_assets.assets.signals import signal_assets  # noqa: E402
 from spymaster_assets.automation.nightly import DATA_JOB, MODEL_JOB, REPORT_JOB, nightly_sensor  # noqa: E402
 from spymaster_assets.automation.replay_checks import prove_job, prove_schedule, replay_checks  # noqa: E402
-from spymaster_assets.contract import load_contract  # noqa: E402
 from spymaster_assets.partitions import MODEL_ASSETS, REPORT_ASSET, SESSION_ASSETS, resolve  # noqa: E402
 from spymaster_assets.resources import ArtifactRoot, MarketSource, Trackers  # noqa: E402
 from spymaster_assets.settings import Settings  # noqa: E402
 
 
 def build_definitions(settings: Settings) -> dg.Definitions:
-    """Definitions of one deployment; raise ConfigError or ContractError on settings that no asset may be made with."""
+    """Definitions of one deployment."""
     settings = resolve(settings)
-    settings.validate()
-    load_contract().require_windows(settings.signal, settings.barrier, settings.label)
     replays, proof_job = replay_checks(settings), prove_job(settings)
 
     def made(*assets: str) -> dg.AssetSelection:

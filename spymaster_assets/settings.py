@@ -35,6 +35,22 @@ REACH_HORIZONS_S = (60, 120, 180, 300)
 WHERE_IT_RUNS = frozenset({"patchtst.device", "patchtst.threads", "tree.threads"})
 """Settings that may differ between artifacts that are read together."""
 
+ENVIRONMENT = {
+    "symbol": "SPYMASTER_INSTRUMENT",
+    "first_session": "SPYMASTER_FIRST_SESSION",
+    "last_session": "SPYMASTER_LAST_SESSION",
+    "label.mode": "SPYMASTER_LABEL_MODE",
+    "split.window": "SPYMASTER_WINDOW",
+    "split.train_sessions": "SPYMASTER_TRAIN_SESSIONS",
+    "split.validation_sessions": "SPYMASTER_VALIDATION_SESSIONS",
+    "split.embargo_sessions": "SPYMASTER_EMBARGO_SESSIONS",
+    "split.retrain_every_sessions": "SPYMASTER_RETRAIN_EVERY",
+    "nightly.enabled": "SPYMASTER_NIGHTLY",
+    "patchtst.device": "SPYMASTER_DEVICE",
+    "prove.cuts": "SPYMASTER_PROVE_CUTS",
+}
+"""Settings that the environment overrides."""
+
 Count = Annotated[int, Field(ge=1)]
 Several = Annotated[int, Field(ge=2)]
 Whole = Annotated[int, Field(ge=0)]
@@ -298,11 +314,7 @@ class Settings(_Checked):
     def load(cls, env: Mapping[str, str] | None = None) -> Settings:
         """Read settings: environment over `<root>/spymaster.json` over defaults; raise ConfigError on a bad value.
 
-        SPYMASTER_DATA_DIR (root, default data/), SPYMASTER_DBN_DIR (default <root>/dbn), SPYMASTER_INSTRUMENT,
-        SPYMASTER_FIRST_SESSION, SPYMASTER_LAST_SESSION, SPYMASTER_LABEL_MODE (dollars | volatility),
-        SPYMASTER_WINDOW (rolling | expanding), SPYMASTER_TRAIN_SESSIONS, SPYMASTER_VALIDATION_SESSIONS,
-        SPYMASTER_EMBARGO_SESSIONS, SPYMASTER_RETRAIN_EVERY, SPYMASTER_NIGHTLY (1 | 0), SPYMASTER_DEVICE,
-        SPYMASTER_PROVE_CUTS.
+        SPYMASTER_DATA_DIR names the root (default data/), SPYMASTER_DBN_DIR the input (default <root>/dbn); the others are in ENVIRONMENT.
         """
         env = os.environ if env is None else env
         root = Path(env.get("SPYMASTER_DATA_DIR") or "data").expanduser().resolve()
@@ -380,21 +392,6 @@ def fingerprint(*parts: Any) -> str:
 
 
 Group = TypeVar("Group")
-ENVIRONMENT = {
-    "symbol": "SPYMASTER_INSTRUMENT",
-    "first_session": "SPYMASTER_FIRST_SESSION",
-    "last_session": "SPYMASTER_LAST_SESSION",
-    "label.mode": "SPYMASTER_LABEL_MODE",
-    "split.window": "SPYMASTER_WINDOW",
-    "split.train_sessions": "SPYMASTER_TRAIN_SESSIONS",
-    "split.validation_sessions": "SPYMASTER_VALIDATION_SESSIONS",
-    "split.embargo_sessions": "SPYMASTER_EMBARGO_SESSIONS",
-    "split.retrain_every_sessions": "SPYMASTER_RETRAIN_EVERY",
-    "nightly.enabled": "SPYMASTER_NIGHTLY",
-    "patchtst.device": "SPYMASTER_DEVICE",
-    "prove.cuts": "SPYMASTER_PROVE_CUTS",
-}
-"""Settings that the environment overrides."""
 _WORDS = {"integer": "a whole number", "number": "a number", "string": "a text", "boolean": "true or false",
           "array": "a list", "object": "an object"}  # fmt: skip
 _BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below",

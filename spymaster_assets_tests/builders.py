@@ -229,6 +229,7 @@ def build_one(
     signal: SignalSettings | None = None,
     until_ns: int | None = None,
     barrier: BarrierSettings | None = None,
+    option: OptionSettings | None = None,
 ) -> Built:
     """One session from its registration and the bars of the sessions before."""
     profile, signal = instrument(symbol), signal or SignalSettings()
@@ -240,7 +241,7 @@ def build_one(
     book, options = feeds_of(folder, symbol, session, registration, tape, until_ns)
     known_ns = registration.observed_until_ns
     warmup = earlier[-signal.sma_warmup_sessions :]
-    levels = build_levels(bars, warmup, profile, signal, CONTRACT, known_ns, options)
+    levels = build_levels(bars, warmup, profile, signal, CONTRACT, known_ns, options, option)
     signals = build_signals(
         levels,
         tape,
@@ -255,6 +256,7 @@ def build_one(
         book,
         options,
         barrier,
+        option,
     )
     return Built(session, registration, bars, levels, signals)
 

@@ -12,8 +12,8 @@ import pytest
 from spymaster_assets.contract import FEATURES_PATH, known_after_s, load_contract, parse_contract
 from spymaster_assets.datasets.matrix import encode, feature_matrix, labelled_rows, target
 from spymaster_assets.definitions import build_definitions
-from spymaster_assets.errors import ContractError
-from spymaster_assets.settings import Settings
+from spymaster_assets.errors import ConfigError, ContractError
+from spymaster_assets.settings import Settings, SignalSettings
 from spymaster_assets_tests.builders import touch_times
 
 CONTRACT = load_contract()
@@ -116,6 +116,8 @@ def test_no_graph_is_defined_on_a_window_to_the_future(tmp_path: Path) -> None:
     (tmp_path / "spymaster.json").write_text('{"signal": {"tape_window_s": 240}}')
     with pytest.raises(ContractError, match=r"signal\.tape_window_s = 240"):
         build_definitions(Settings.load({"SPYMASTER_DATA_DIR": str(tmp_path)}))
+    with pytest.raises(ConfigError, match=r"signal\.atr_bars is 0"):
+        build_definitions(Settings(tmp_path, tmp_path, signal=SignalSettings(atr_bars=0)))
 
 
 def test_conform_refuses_columns_that_are_not_listed() -> None:

@@ -13,7 +13,7 @@ from spymaster_assets.errors import ContractError
 from spymaster_assets.market.instruments import instrument
 from spymaster_assets.market.simulate import write_market
 from spymaster_assets.market.simulate_book import PROFILES, write_full_market
-from spymaster_assets.settings import NS, BarrierSettings, LabelSettings, SignalSettings
+from spymaster_assets.settings import NS, BarrierSettings, OptionSettings, SignalSettings
 from spymaster_assets.signals.build import signals_from_parquet, signals_to_parquet
 from spymaster_assets.signals.checks import feed_faults, signal_faults
 from spymaster_assets_tests.builders import CALENDARS, CONTRACT, VOLATILITY, Built, build_folder, build_one
@@ -81,11 +81,14 @@ def test_simulated_order_book_and_options(all_feeds: Path) -> None:
     cut_twenty_times(all_feeds, "SPY", built, 4)
 
 
+GROUPS: dict = {
+    "signal": SignalSettings(),
+    "barrier": BarrierSettings(),
+    "option": OptionSettings(),
+    "label": VOLATILITY,
+}
 WHOLE_NUMBERS = [
-    (name, f.name)
-    for name, group in (("signal", SignalSettings()), ("barrier", BarrierSettings()), ("label", LabelSettings()))
-    for f in fields(group)
-    if type(getattr(group, f.name)) is int
+    (name, f.name) for name, group in GROUPS.items() for f in fields(group) if type(getattr(group, f.name)) is int
 ]
 REFUSED = {"tape_window_s", "window_s", "look_forward_s", "atr_bars", "vol_bars", "lookback_min", "baseline_s"}
 
@@ -98,14 +101,13 @@ def one_session(all_feeds: Path) -> Built:
 @pytest.mark.parametrize(("group", "name"), WHOLE_NUMBERS)
 def test_no_setting_opens_a_window_to_the_future(all_feeds: Path, one_session: Built, group: str, name: str) -> None:
     """Four times as much of anything that is counted is refused, or what was known at a decision stays what it was."""
-    groups: dict = {"signal": SignalSettings(), "barrier": BarrierSettings(), "label": VOLATILITY}
-    groups[group] = replace(groups[group], **{name: 4 * getattr(groups[group], name)})
+    groups = {**GROUPS, group: replace(GROUPS[group], **{name: 4 * getattr(GROUPS[group], name)})}
 
     def build(until_ns: int | None = None) -> pl.DataFrame:
         registration = one_session.registration
         if until_ns is not None:
             registration = replace(registration, observed_until_ns=until_ns)
-        parts = groups["label"], groups["signal"], until_ns, groups["barrier"]
+        parts = groups["label"], groups["signal"], until_ns, groups["barrier"], groups["option"]
         return build_one(all_feeds, "SPY", one_session.session, registration, [], *parts).signals.frame
 
     if name in REFUSED:
