@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from spymaster_assets.errors import ContractError
-from spymaster_assets.settings import DELAYS_S, LabelSettings
+from spymaster_assets.settings import DELAYS_S, BarrierSettings, LabelSettings, SignalSettings
 
 FEATURES_PATH = Path(__file__).resolve().parents[1] / "features.json"
 ROLES = ("id", "context", "feature", "label")
@@ -29,6 +29,16 @@ _DTYPES: dict[str, pl.DataType] = {
     "float64": pl.Float64(),
     "bool": pl.Boolean(),
 }
+_BARRIER_COLUMNS = r"barrier_|wall_ratio|liquidity_pressure|net_break_pressure"
+_FORWARD = {"signal.tape_window_s": r"tape_|sweep_detected|net_break_pressure", "barrier.window_s": _BARRIER_COLUMNS}
+"""Settings that say how many seconds after t0 the columns with such names read."""
+_BACK = {
+    "signal.atr_bars": r"atr$|.*_atr$",
+    "signal.vol_bars": r"volatility$|mean_reversion_pressure",
+    "signal.lookback_min": r"approach_(velocity|distance)",
+    "barrier.baseline_s": r"wall_ratio|liquidity_pressure|net_break_pressure",
+}
+"""Settings that say how far before t0 they read, in their unit. The others do not lengthen a window beyond a session or its warm-up."""
 _HISTORY = re.compile(r"^(?:(?P<count>\d+)(?P<unit>min|bars)|(?P<whole>session|warmup))$")
 _KNOWN_AT = re.compile(r"^(t0|t1_(?P<delay>\w+?))(\+(?P<seconds>\d+)s)?$")
 
@@ -41,6 +51,17 @@ class History:
     text: str
     unit: str
     count: int
+
+    def most(self, unit: str) -> int | None:
+        """The longest window that it allows, in 's', 'min' (the touch bar counts as one) or one-minute 'bars'; None: any.
+
+        Where minutes lack a bar, bars reach further than as many minutes.
+        """
+        if self.unit in ("session", "warmup"):
+            return None
+        if unit == "bars":
+            return self.count if self.unit == "bars" else 0
+        return self.count * 60 if unit == "s" else self.count + 1
 
     @property
     def reaches(self) -> bool:
@@ -123,6 +144,33 @@ class Contract:
                     remedy="drop the column or decide later",
                 )
 
+    def require_windows(self, signal: SignalSettings, barrier: BarrierSettings, label: LabelSettings) -> None:
+        """Raise ContractError when a setting makes a column read later than its known-at, or further back than its history."""
+        groups = {"signal": signal, "barrier": barrier}
+
+        def value(name: str) -> int:
+            group, _, field = name.partition(".")
+            return int(getattr(groups[group], field))
+
+        for name, columns in _FORWARD.items():
+            for column in self._named(columns):
+                if value(name) > column.known_after_s:
+                    raise _too_wide(name, value(name), column, column.known_at, f"at most {column.known_after_s}")
+        for column in self.role("label"):
+            since_t1_s = column.known_after_s - DELAYS_S[delay_of(column)]
+            if not column.name.startswith("anchor_spot") and label.look_forward_s > since_t1_s:
+                limit = f"at most {since_t1_s}"
+                raise _too_wide("label.look_forward_s", label.look_forward_s, column, column.known_at, limit)
+        for name, columns in _BACK.items():
+            unit = name.rpartition("_")[2]
+            for column in self._named(columns):
+                most = column.history.most(unit) if column.history else None
+                if most is not None and value(name) > most:
+                    raise _too_wide(name, value(name), column, f"history {column.history.text}", f"at most {most}")  # type: ignore[union-attr]
+
+    def _named(self, pattern: str) -> list[Column]:
+        return [c for c in self.role("feature", "context") if re.match(pattern, c.name)]
+
     def conform(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Return `frame` with exactly the contract's columns, order and dtypes; a column that is absent becomes null.
 
@@ -163,6 +211,11 @@ class Contract:
         if frame["event_id"].n_unique() != frame.height:
             out.append(f"event_id repeats: {frame.height - frame['event_id'].n_unique()} rows")
         return out
+
+
+def delay_of(label: Column) -> str:
+    """Confirmation delay of a label."""
+    return label.name.rsplit("_", 1)[1]
 
 
 def decision_after_s(stage: str, delay: str) -> int:
@@ -225,7 +278,7 @@ def parse_contract(raw: dict[str, Any], text: str) -> Contract:
                 expected="t0+60s or earlier, or stage B",
             )
         if column.role == "label" and not column.name.startswith("anchor_spot"):
-            delay = column.name.rsplit("_", 1)[1]
+            delay = delay_of(column)
             if column.known_after_s != DELAYS_S[delay] + look_forward_s:
                 raise ContractError(
                     f"label {column.name} is known at {column.known_at}", expected=f"t1_{delay}+{look_forward_s}s"
@@ -243,6 +296,15 @@ def parse_contract(raw: dict[str, Any], text: str) -> Contract:
         ablations=ablations,
         level_codes=raw["level_codes"],
         text=text,
+    )
+
+
+def _too_wide(setting: str, value: int, column: Column, declared: str, limit: str) -> ContractError:
+    return ContractError(
+        f"{setting} = {value} reaches beyond what {column.name} declares: {declared}",
+        where="features.json",
+        expected=f"{setting} {limit}",
+        remedy=f"set {setting} so, or declare when and from what the columns are known in features.json",
     )
 
 

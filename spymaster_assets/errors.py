@@ -41,6 +41,10 @@ class ArtifactError(SpymasterError):
     """A stored artifact is missing its manifest, torn, altered or of another shape than expected."""
 
 
+class MixedSettingsError(SpymasterError):
+    """Artifacts that would be read together were made with different settings."""
+
+
 class SplitError(SpymasterError):
     """A walk-forward split would be empty, overlapping, out of order or larger than the history."""
 
@@ -50,7 +54,7 @@ class ModelError(SpymasterError):
 
 
 class CanaryError(SpymasterError):
-    """A canary of an as-of session failed, or was run on another split: its scores may not be published."""
+    """A canary of an as-of session failed, or was run on another split or other models: its scores may not be published."""
 
 
 class TrackingError(SpymasterError):

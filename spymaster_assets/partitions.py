@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
 
+from spymaster_assets.contract import load_contract
 from spymaster_assets.datasets.splits import asof_sessions
 from spymaster_assets.market.calendar import TradingCalendar
 from spymaster_assets.market.files import SIMULATED_MARK, scan_folder
@@ -48,8 +49,10 @@ def calendar_of(symbol: str) -> TradingCalendar:
 def resolve(settings: Settings) -> Settings:
     """Settings with a first session: the configured one, else the first that the DBN folder's headers cover, else a default.
 
-    A folder marked as simulated marks the deployment.
+    A folder marked as simulated marks the deployment. Raises ConfigError or ContractError on settings that nothing may be made with.
     """
+    settings.validate()
+    load_contract().require_windows(settings.signal, settings.barrier, settings.label)
     settings = replace(settings, simulated=settings.simulated or (settings.dbn_dir / SIMULATED_MARK).is_file())
     if settings.first_session:
         return settings

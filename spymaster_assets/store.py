@@ -10,14 +10,13 @@ import errno
 import fcntl
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
 import stat
 import subprocess
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -27,7 +26,9 @@ from typing import Any
 
 import polars as pl
 
-from spymaster_assets.errors import ArtifactError, MissingInputError, refusing
+from spymaster_assets.errors import ArtifactError, MissingInputError, MixedSettingsError, refusing
+from spymaster_assets.settings import WHERE_IT_RUNS
+from spymaster_assets.strict_json import parse_object
 from spymaster_assets.tables import read_parquet
 
 MANIFEST = "manifest.json"
@@ -38,13 +39,15 @@ REPORT_KEY = "latest"
 _LOCK = ".lock"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=-]{0,199}")
 _PARTITION = re.compile(r"\d{4}-\d\d-\d\d")
+_INPUT = re.compile(r"(\w+)(?:\[([^\]]+)\])?")
 _VERSION, _SHA256 = re.compile(r"[0-9a-f]{16}"), re.compile(r"[0-9a-f]{64}")
 _TEMPORARY = re.compile(r"\.(?:[0-9a-f]{16}|torn|manifest\.json)-[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A verified handle: `sha256` is the content hash (time and revision left out), `inputs` maps upstream names to theirs."""
+    """A verified handle: `sha256` is the content hash (time and revision left out), `inputs` maps upstream names to theirs, `settings`
+    are those that it and everything before it was made with, by dotted name."""
 
     asset: str
     key: str
@@ -54,6 +57,7 @@ class Artifact:
     inputs: Mapping[str, str]
     metadata: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def path(self, name: str) -> Path:
         """Path of one file of the artifact; raise ArtifactError when the manifest does not list it."""
@@ -116,8 +120,13 @@ class ArtifactStore:
         *,
         inputs: Mapping[str, str] | None = None,
         metadata: Mapping[str, Any] | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> Artifact:
-        """Write `files` (name -> bytes) as the artifact `asset[key]`: temporary folder, fsync, rename, manifest last."""
+        """Write `files` (name -> bytes) as the artifact `asset[key]`: temporary folder, fsync, rename, manifest last.
+
+        The manifest records its `settings` with those of the stored artifacts that `inputs` name; raise MixedSettingsError when they
+        contradict each other.
+        """
         if not files:
             raise ArtifactError(f"{asset}[{key}] has no files to publish")
         home = self._home(asset, key)
@@ -128,6 +137,8 @@ class ArtifactStore:
                     expected=f"a plain name, up to {MAX_FILE_BYTES} bytes",
                 )
         inputs = dict(sorted((inputs or {}).items()))
+        own = Artifact(asset, key, home, "", {}, inputs, settings=settings or {})
+        agreed = agreed_settings([own, *self._read_for(own)], kept=own)
         digests = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
         content = content_hash(files)
         version = _version(digests)
@@ -138,6 +149,7 @@ class ArtifactStore:
             "sha256": content,
             "files": digests,
             "inputs": inputs,
+            "settings": agreed,
             "metadata": dict(metadata or {}),
             "provenance": provenance(),
         }
@@ -231,7 +243,8 @@ class ArtifactStore:
         return sorted(name for name in names if _PARTITION.fullmatch(name) or name == REPORT_KEY)
 
     def require(self, asset: str, keys: Iterable[str]) -> list[Artifact]:
-        """Handles of several partitions; raise MissingInputError that names every missing one."""
+        """Handles of several partitions; raise MissingInputError that names every missing one, MixedSettingsError when their settings
+        differ."""
         keys = list(keys)
         missing = [k for k in keys if not self.exists(asset, k)]
         if missing:
@@ -240,7 +253,62 @@ class ArtifactStore:
                 where=str(self.root / asset),
                 remedy=f"dagster asset materialize --select {asset} --partition-range {missing[0]}...{missing[-1]}",
             )
-        return [self.load(asset, k) for k in keys]
+        found = [self.load(asset, k) for k in keys]
+        agreed_settings(found)
+        return found
+
+    def _read_for(self, artifact: Artifact) -> Iterator[Artifact]:
+        """The stored artifacts among its inputs, as far as they still are what was read."""
+        for name, sha256 in artifact.inputs.items():
+            if not (match := _INPUT.fullmatch(name)):  # a file
+                continue
+            with suppress(MissingInputError, ArtifactError):
+                found = self.load(match[1], match[2] or artifact.key)
+                if found.sha256 == sha256:
+                    yield found
+
+
+def agreed_settings(artifacts: Sequence[Artifact], kept: Artifact | None = None) -> dict[str, Any]:
+    """Settings of artifacts that are read together; raise MixedSettingsError when a value differs, or only some of one asset have it.
+
+    The remedy is to make again what differs from `kept`, or else from the most.
+    """
+    agreed: dict[str, Any] = {}
+    mixed: dict[str, dict[str, list[Artifact]]] = {}
+    for name in sorted({n for a in artifacts for n in a.settings}):
+        assets = {a.asset for a in artifacts if name in a.settings}
+        holders: dict[str, list[Artifact]] = {}
+        for artifact in artifacts:
+            if artifact.asset in assets:
+                told = json.dumps(artifact.settings[name]) if name in artifact.settings else "not recorded"
+                holders.setdefault(told, []).append(artifact)
+        agreed[name] = next(a.settings[name] for a in artifacts if name in a.settings)
+        if len(holders) > 1 and name not in WHERE_IT_RUNS:
+            mixed[name] = holders
+    if not mixed:
+        return agreed
+    name, holders = next(iter(mixed.items()))
+    right = next((v for v, of in holders.items() if kept in of), max(holders, key=lambda v: len(holders[v])))
+    others = [a for value, of in holders.items() if value != right for a in of]
+    keys = sorted(a.key for a in others)
+    raise MixedSettingsError(
+        f"{name} differs: "
+        + ", ".join(f"{value} in {_partitions(of)}" for value, of in holders.items())
+        + (f"; so do {', '.join([*mixed][1:])}" if len(mixed) > 1 else ""),
+        where=str(others[0].folder.parent),
+        expected="one value in all that is read together",
+        remedy=f"make it one: dagster asset materialize --select {','.join(sorted({a.asset for a in others}))} "
+        + (f"--partition {keys[0]}" if keys[0] == keys[-1] else f"--partition-range {keys[0]}...{keys[-1]}")
+        + f" for {right}, or materialize the others again",
+    )
+
+
+def _partitions(artifacts: Iterable[Artifact]) -> str:
+    """Names of artifacts, partitions of one asset together: signals[2024-02-01, 2024-02-02]."""
+    keys: dict[str, list[str]] = {}
+    for artifact in artifacts:
+        keys.setdefault(artifact.asset, []).append(artifact.key)
+    return ", ".join(f"{asset}[{', '.join(sorted(of))}]" for asset, of in keys.items())
 
 
 def content_hash(files: Mapping[str, bytes]) -> str:
@@ -258,10 +326,7 @@ def content_hash(files: Mapping[str, bytes]) -> str:
 def json_object(data: bytes, where: str) -> dict[str, Any]:
     """A JSON object; raise ArtifactError on anything else, repeated keys, numbers that are not finite or endless nesting."""
     with refusing(ArtifactError, "not the JSON that was published", where=where, remedy="materialize it again"):
-        parsed = json.loads(data, object_pairs_hook=_distinct, parse_constant=_finite, parse_float=_finite)
-        if not isinstance(parsed, dict):
-            raise ValueError(f"{type(parsed).__name__} where an object should be")
-        return parsed
+        return parse_object(data)
 
 
 def dump_json(value: Any) -> bytes:
@@ -322,6 +387,8 @@ def _described(asset: str, key: str, home: Path, manifest: Mapping[str, Any]) ->
         fault = "belongs to another partition"
     elif not all(isinstance(manifest.get(k), dict) for k in ("files", "inputs", "metadata", "provenance")) or not texts:
         fault = "lacks fields or has them of another type"
+    elif not isinstance(manifest.get("settings", {}), dict):
+        fault = "has settings of another type"
     elif not files or not all(_NAME.fullmatch(n) and _SHA256.fullmatch(d) for n, d in files.items()):
         fault = "names files or hashes that no publication has"
     elif not isinstance(version, str) or version != _version(files):
@@ -344,6 +411,7 @@ def _described(asset: str, key: str, home: Path, manifest: Mapping[str, Any]) ->
         inputs=manifest["inputs"],
         metadata=manifest["metadata"],
         provenance=manifest["provenance"],
+        settings=manifest.get("settings", {}),
     )
 
 
@@ -398,20 +466,6 @@ def _read_plain(path: Path) -> bytes:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
     finally:
         os.close(descriptor)
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key is repeated")
-    return found
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is not a finite number")
-    return value
 
 
 def _write_synced(path: Path, data: bytes) -> None:

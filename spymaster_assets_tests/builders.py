@@ -36,6 +36,7 @@ from spymaster_assets.settings import (
     DELAYS_S,
     MINUTE_NS,
     NS,
+    BarrierSettings,
     BookSettings,
     LabelSettings,
     OptionSettings,
@@ -215,6 +216,8 @@ def build_one(
     label: LabelSettings = VOLATILITY,
     signal: SignalSettings | None = None,
     until_ns: int | None = None,
+    barrier: BarrierSettings | None = None,
+    option: OptionSettings | None = None,
 ) -> Built:
     """One session from its registration and the bars of the sessions before."""
     profile, signal = instrument(symbol), signal or SignalSettings()
@@ -226,9 +229,22 @@ def build_one(
     book, options = feeds_of(folder, symbol, session, registration, tape, until_ns)
     known_ns = registration.observed_until_ns
     warmup = earlier[-signal.sma_warmup_sessions :]
-    levels = build_levels(bars, warmup, profile, signal, CONTRACT, known_ns, options)
+    levels = build_levels(bars, warmup, profile, signal, CONTRACT, known_ns, options, option)
     signals = build_signals(
-        levels, tape, session, profile, registration.front_id, signal, label, CONTRACT, known_ns, False, book, options
+        levels,
+        tape,
+        session,
+        profile,
+        registration.front_id,
+        signal,
+        label,
+        CONTRACT,
+        known_ns,
+        False,
+        book,
+        options,
+        barrier,
+        option,
     )
     return Built(session, registration, bars, levels, signals)
 

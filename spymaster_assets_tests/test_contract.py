@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 
 import polars as pl
 import pytest
 
 from spymaster_assets.contract import FEATURES_PATH, known_after_s, load_contract, parse_contract
 from spymaster_assets.datasets.matrix import encode, feature_matrix, labelled_rows, target
-from spymaster_assets.errors import ContractError
+from spymaster_assets.definitions import build_definitions
+from spymaster_assets.errors import ConfigError, ContractError
+from spymaster_assets.settings import Settings, SignalSettings
 from spymaster_assets_tests.builders import touch_times
 
 CONTRACT = load_contract()
@@ -82,6 +85,39 @@ def test_a_wrong_entry_is_named() -> None:
     next(c for c in raw["columns"] if c["name"] == "outcome_2min")["known_at"] = "t0"
     with pytest.raises(ContractError, match="label outcome_2min is known at t0"):
         parse_contract(raw, "")
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "most", "column"),
+    [
+        ("signal", "tape_window_s", 60, "tape_imbalance declares: t0\\+60s"),
+        ("barrier", "window_s", 240, "barrier_state declares: t0\\+240s"),
+        ("label", "look_forward_s", 480, "outcome_2min declares: t1_2min\\+480s"),
+        ("signal", "atr_bars", 14, "atr declares: history 14bars"),
+        ("signal", "vol_bars", 20, "volatility declares: history 20bars"),
+        ("signal", "lookback_min", 10, "approach_velocity declares: history 9min"),
+        ("barrier", "baseline_s", 1800, "wall_ratio declares: history 30min"),
+    ],
+)
+def test_a_window_beyond_what_is_declared_is_refused(
+    tmp_path: Path, group: str, name: str, most: int, column: str
+) -> None:
+    def require(value: int) -> None:
+        (tmp_path / "spymaster.json").write_text(json.dumps({group: {name: value}}))
+        settings = Settings.load({"SPYMASTER_DATA_DIR": str(tmp_path)})
+        CONTRACT.require_windows(settings.signal, settings.barrier, settings.label)
+
+    require(most)
+    with pytest.raises(ContractError, match=rf"{group}\.{name} = {most + 1} .*{column}.*expected: .* at most {most}"):
+        require(most + 1)
+
+
+def test_no_graph_is_defined_on_a_window_to_the_future(tmp_path: Path) -> None:
+    (tmp_path / "spymaster.json").write_text('{"signal": {"tape_window_s": 240}}')
+    with pytest.raises(ContractError, match=r"signal\.tape_window_s = 240"):
+        build_definitions(Settings.load({"SPYMASTER_DATA_DIR": str(tmp_path)}))
+    with pytest.raises(ConfigError, match=r"signal\.atr_bars is 0"):
+        build_definitions(Settings(tmp_path, tmp_path, signal=SignalSettings(atr_bars=0)))
 
 
 def test_conform_refuses_columns_that_are_not_listed() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from spymaster_assets.errors import ArtifactError, MissingInputError
+from spymaster_assets.errors import ArtifactError, MissingInputError, MixedSettingsError
 from spymaster_assets.store import MANIFEST, REPORT_KEY, ArtifactStore, content_hash, dump_json
 
 
@@ -109,3 +109,54 @@ def test_torn_manifest_is_a_typed_error(tmp_path: Path) -> None:
     (tmp_path / "bars" / "k" / MANIFEST).write_text("{")
     with pytest.raises(ArtifactError, match="manifest"):
         store.load("bars", "k")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(tmp_path)
+
+
+def test_a_manifest_records_the_settings_of_everything_that_was_read(store: ArtifactStore) -> None:
+    bars = store.publish("bars", "d1", {"a.bin": b"1"}, settings={"symbol": "SPY"})
+    touches = store.publish(
+        "touches", "d1", {"a.bin": b"2"}, inputs={"bars": bars.sha256}, settings={"label.mode": "dollars"}
+    )
+    split = store.publish(
+        "split", "d2", {"a.bin": b"3"}, inputs={"touches[d1]": touches.sha256, "spy.dbn": "0", "gone": "0"}
+    )
+    assert dict(split.settings) == {"label.mode": "dollars", "symbol": "SPY"}
+    assert store.load("split", "d2").settings == split.settings
+    again = store.publish("touches", "d1", {"a.bin": b"2"}, settings={"label.mode": "volatility"})
+    assert (again.sha256, again.folder) == (touches.sha256, touches.folder)
+    assert store.load("touches", "d1").settings == {"label.mode": "volatility"}
+
+
+def test_different_settings_are_not_read_together(store: ArtifactStore) -> None:
+    for key, mode in (("2024-02-01", "dollars"), ("2024-02-02", "dollars"), ("2024-02-05", "volatility")):
+        made = store.publish(
+            "touches", key, {"a.bin": b"1"}, settings={"label.mode": mode, "tree.threads": len(key + mode)}
+        )
+    message = (
+        r'^label.mode differs: "dollars" in touches\[2024-02-01, 2024-02-02\], "volatility" in touches\[2024-02-05\];'
+        r'.*remedy: make it one: dagster asset materialize --select touches --partition 2024-02-05 for "dollars", or'
+    )
+    with pytest.raises(MixedSettingsError, match=message):
+        store.require("touches", store.keys("touches"))
+    assert len(store.require("touches", store.keys("touches")[:2])) == 2
+    # what is made now is right, what it reads must be made again
+    with pytest.raises(MixedSettingsError, match=r'--select touches --partition 2024-02-05 for "dollars"'):
+        store.publish(
+            "split",
+            "x",
+            {"a.bin": b"1"},
+            inputs={"touches[2024-02-05]": made.sha256},
+            settings={"label.mode": "dollars"},
+        )
+    assert not store.exists("split", "x")
+
+
+def test_an_artifact_that_does_not_tell_its_settings_is_not_read_with_one_that_does(store: ArtifactStore) -> None:
+    store.publish("touches", "d1", {"a.bin": b"1"})
+    store.publish("touches", "d2", {"a.bin": b"1"}, settings={"label.mode": "dollars"})
+    with pytest.raises(MixedSettingsError, match=r"not recorded in touches\[d1\]"):
+        store.require("touches", ["d1", "d2"])

@@ -13,14 +13,18 @@ from spymaster_assets.errors import CanaryError
 from spymaster_assets.evaluation import plots
 from spymaster_assets.proof.canaries import CANARIES, Fold, run_canaries, to_json
 from spymaster_assets.resources import ArtifactRoot
-from spymaster_assets.settings import Settings, fingerprint
+from spymaster_assets.settings import WHERE_IT_RUNS, Settings, fingerprint
 from spymaster_assets.store import Artifact, ArtifactStore, dump_json
+
+JUDGED = ("patchtst_model", "tree_bundles", "retrieval_index")
+"""Models that the canaries refit: what is published must have their settings."""
 
 
 def canary_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecksDefinition]:
     """The asset `canaries` and its check for one deployment."""
     partitions = session_partitions(settings)
     contract = load_contract()
+    judged_settings = settings.of("canary", "tree", "retrieval", "patchtst", "sequence", "label.primary_delay")
 
     @dg.asset(
         partitions_def=partitions,
@@ -31,15 +35,7 @@ def canary_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
             *(dg.AssetDep(a, partition_mapping=training_window(settings)) for a in ("signals", "sequence_dataset")),
         ],
         kinds={"xgboost", "pytorch"},
-        code_version=fingerprint(
-            settings.canary,
-            settings.tree,
-            settings.retrieval,
-            settings.patchtst,
-            settings.sequence,
-            contract.sha256,
-            "2",
-        ),
+        code_version=fingerprint(judged_settings, contract.sha256, "2"),
         description="A planted future column must be caught, trees and PatchTST of shuffled labels must score chance, trees and "
         "neighbours of pure noise must not beat the base rate. A failed canary blocks calibration_report of this as-of session.",
     )
@@ -72,6 +68,7 @@ def canary_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
                     **train_inputs,
                     **validation_inputs,
                 },
+                settings=judged_settings,
             )
             return Made(
                 artifact,
@@ -110,7 +107,8 @@ def canary_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
 
 
 def require_canaries(store: ArtifactStore, split: Artifact) -> Artifact:
-    """The canaries of a split; raise CanaryError when one failed or they were run on another split, MissingInputError when never run."""
+    """The canaries of a split; raise CanaryError when one failed or they were run on another split or with other settings
+    than its models, MissingInputError when never run."""
     artifact = store.load("canaries", split.key)
     again = f"dagster asset materialize --select canaries --partition {split.key}"
     if artifact.inputs["split_manifest"] != split.sha256:
@@ -120,6 +118,17 @@ def require_canaries(store: ArtifactStore, split: Artifact) -> Artifact:
             expected=f"split {split.sha256[:12]}, found {artifact.inputs['split_manifest'][:12]}",
             remedy=again,
         )
+    for model in (store.load(asset, split.key) for asset in JUDGED if store.exists(asset, split.key)):
+        absent = "not recorded"
+        others = {n: artifact.settings.get(n, absent) for n, v in model.settings.items() if n not in WHERE_IT_RUNS}
+        if differing := [n for n, v in others.items() if v != model.settings[n]]:
+            name = differing[0]
+            raise CanaryError(
+                f"the canaries of {split.key} judged another {model.asset}: {', '.join(differing)} differ",
+                where=str(artifact.folder),
+                expected=f"{name} {model.settings[name]}, found {others[name]}",
+                remedy=again,
+            )
     told = artifact.json("canaries.json")["canaries"]
     if missing := set(CANARIES) - {c["canary"] for c in told}:
         raise CanaryError(

@@ -26,13 +26,14 @@ def dataset_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChe
     partitions = session_partitions(settings)
     calendar = calendar_of(settings.symbol)
     contract = load_contract()
+    window_settings, fold_settings = settings.of("sequence", "label.primary_delay"), settings.of("split")
     common = keyed_by_session(settings, "datasets")
 
     @dg.asset(
         **common,
         deps=["signals", "levels"],
         kinds={"numpy"},
-        code_version=fingerprint(settings.sequence, settings.label.primary_delay, contract.sha256, "1"),
+        code_version=fingerprint(window_settings, contract.sha256, "1"),
         description="sequence_dataset_YYYY-MM-DD.npz: one window of one-minute bars per touch that ends with the last bar closed at the "
         "decision, static features from the contract, labels. Read with allow_pickle=False.",
     )
@@ -48,6 +49,7 @@ def dataset_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChe
                 key,
                 {sequence_name(key): to_npz_bytes(arrays)},
                 inputs={"signals": signal_artifact.sha256, "levels": level_artifact.sha256},
+                settings=window_settings,
             )
             rows, steps, channels = arrays["X"].shape
             return Made(
@@ -70,7 +72,7 @@ def dataset_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChe
         **common,
         deps=[dg.AssetDep("signals", partition_mapping=training_window(settings))],
         kinds={"json"},
-        code_version=fingerprint(calendar.rules, settings.split, "2"),
+        code_version=fingerprint(calendar.rules, fold_settings, "2"),
         description="Sessions for training, validation and test as of this session, rows purged with the reason, embargo and the hash of "
         "every input. The models read this, not the mapping.",
     )
@@ -90,6 +92,7 @@ def dataset_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChe
                 key,
                 {"split.json": dump_json(manifest.to_json())},
                 inputs={f"signals[{k}]": v for k, v in inputs.items()},
+                settings=fold_settings,
             )
             strip = plots.fold_strip([manifest.to_json()], all_sessions(settings), settings.simulated)
             return Made(
@@ -136,8 +139,9 @@ def dataset_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChe
 
 
 def read_part(store: ArtifactStore, manifest: SplitManifest, part: str) -> pl.DataFrame:
-    """Signals of one part of a split without its purged rows; raise ArtifactError when they changed since the split was made."""
-    sessions = getattr(manifest, part)
+    """Signals of one part of a split without its purged rows; raise ArtifactError when they changed since the split was made,
+    MixedSettingsError when their settings differ."""
+    sessions = [artifact.key for artifact in store.require("signals", getattr(manifest, part))]
     purged = {p["event_id"] for p in manifest.purged}
     frames = []
     for key in sessions:

@@ -57,13 +57,14 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
     calendar = calendar_of(settings.symbol)
     spy = calendar_of("SPY")
     profile = settings.instrument
+    book_settings, flow_settings = settings.of("book"), settings.of("option")
     common = keyed_by_session(settings, "market")
 
     @dg.asset(
         **common,
         deps=["market_files"],
         kinds={"databento", "numba"},
-        code_version=fingerprint(calendar.rules, settings.book, settings.dataset, "1"),
+        code_version=fingerprint(calendar.rules, book_settings, settings.dataset, "1"),
         description="The last book of each 250 ms over regular hours with a margin, from mbp-10, mbo or mbp-1 files; without them the "
         "statement that the feed is missing.",
     )
@@ -90,6 +91,7 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
                 {ABOUT: dump_json(about), **content},
                 inputs=inputs,
                 metadata=seen_inputs(settings, source, key),
+                settings=book_settings,
             )
             return Made(artifact, {"dagster/row_count": about.get("snapshots", 0), **_shown(about)})
 
@@ -121,6 +123,7 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
                 {ABOUT: dump_json(about), BASIS: parquet_bytes(basis.to_frame())},
                 inputs={"ohlcv_bars": own.sha256, **inputs},
                 metadata=seen_inputs(settings, source, key),
+                settings=settings.of(),
             )
             shown = dict(about)
             if len(basis.ratio):
@@ -136,7 +139,7 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
         kinds={"databento", "numba"},
         code_version=fingerprint(
             calendar.rules,
-            settings.option,
+            flow_settings,
             settings.dataset,
             option_settings(settings.option, profile, profile.root).multiplier,
             "3",
@@ -194,6 +197,7 @@ def feed_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChecks
                 {ABOUT: dump_json(about), **content},
                 inputs=inputs,
                 metadata=seen_inputs(settings, source, key),
+                settings=flow_settings,
             )
             return Made(artifact, {"dagster/row_count": about.get("trades", 0), **_shown(about)})
 

@@ -57,6 +57,7 @@ def market_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
                 {"files.json": dump_json(shown)},
                 inputs={f["name"]: f["sha256"] for f in shown["files"]},
                 metadata=seen_inputs(settings, source, key),
+                settings=settings.of(),
             )
             return Made(
                 artifact,
@@ -96,6 +97,7 @@ def market_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
                 key,
                 {bars_name(key): parquet_bytes(bars, 3)},
                 inputs={"market_files": registered.sha256},
+                settings=settings.of(),
             )
             minutes = SessionBars(session, bars).front(1)
             regular = minutes.filter(

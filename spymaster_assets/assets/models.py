@@ -27,6 +27,8 @@ def model_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
     """Assets of the group 'models' for one deployment."""
     contract = load_contract()
     window = training_window(settings)
+    patchtst_settings, tree_settings = settings.of("patchtst", "sequence"), settings.of("tree")
+    retrieval_settings = settings.of("retrieval", "label.primary_delay")
     common = keyed_by_session(settings, "models")
 
     def training_run(
@@ -55,7 +57,7 @@ def model_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
         **common,
         deps=["split_manifest", dg.AssetDep("sequence_dataset", partition_mapping=window)],
         kinds={"pytorch", "huggingface"},
-        code_version=fingerprint(settings.patchtst, settings.sequence, contract.sha256, "3"),
+        code_version=fingerprint(patchtst_settings, contract.sha256, "3"),
         description="PatchTST over the bars before each touch with late static fusion: BREAK or BOUNCE, and strength.",
     )
     def patchtst_model(
@@ -94,7 +96,9 @@ def model_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
                 files = model.save()
                 for file, data in {**files, "features.json": contract.text.encode()}.items():
                     run.log_artifact(data, file)
-            artifact = artifacts.store.publish("patchtst_model", key, files, inputs=inputs, metadata=dict(run.ids))
+            artifact = artifacts.store.publish(
+                "patchtst_model", key, files, inputs=inputs, metadata=dict(run.ids), settings=patchtst_settings
+            )
             return Made(
                 artifact,
                 {
@@ -115,7 +119,7 @@ def model_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
         **common,
         deps=["split_manifest", dg.AssetDep("signals", partition_mapping=window)],
         kinds={"xgboost"},
-        code_version=fingerprint(settings.tree, contract.sha256, "3"),
+        code_version=fingerprint(tree_settings, contract.sha256, "3"),
         description="XGBoost heads tradeable_2, direction and strength at 2, 4, 8 minutes, stage A (known at the touch) and B (known "
         "at confirmation); a head with too few positives is skipped with its reason.",
     )
@@ -147,7 +151,9 @@ def model_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
                 run.log_metrics(report.metrics)
                 for file, data in sorted(files.items()):
                     run.log_artifact(data, file)
-            artifact = artifacts.store.publish("tree_bundles", key, files, inputs=inputs, metadata=dict(run.ids))
+            artifact = artifacts.store.publish(
+                "tree_bundles", key, files, inputs=inputs, metadata=dict(run.ids), settings=tree_settings
+            )
             return Made(
                 artifact,
                 {
@@ -168,7 +174,7 @@ def model_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
         **common,
         deps=["split_manifest", dg.AssetDep("signals", partition_mapping=window)],
         kinds={"numpy"},
-        code_version=fingerprint(settings.retrieval, contract.sha256, "1"),
+        code_version=fingerprint(retrieval_settings, contract.sha256, "1"),
         description="Exact nearest neighbours among touches whose label was known before this session: robust scaling, by level kind "
         "and direction with a stated fallback, at most two neighbours a session.",
     )
@@ -189,7 +195,9 @@ def model_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
                 run.log_metrics({"rows": index.X.shape[0], "features": index.X.shape[1]})
                 for file, data in files.items():
                     run.log_artifact(data, file)
-            artifact = artifacts.store.publish("retrieval_index", key, files, inputs=inputs, metadata=dict(run.ids))
+            artifact = artifacts.store.publish(
+                "retrieval_index", key, files, inputs=inputs, metadata=dict(run.ids), settings=retrieval_settings
+            )
             return Made(
                 artifact,
                 {
@@ -207,7 +215,11 @@ def model_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
 
 
 def sequence_part(store: ArtifactStore, split: SplitManifest, part: str) -> tuple[SequenceData, dict[str, str]]:
-    """Sequences of one part of a split without its purged rows, and the hashes of what was read."""
+    """Sequences of one part of a split without its purged rows, and the hashes of what was read.
+
+    Raises MixedSettingsError when the sequences of the parts to learn from were made with different settings.
+    """
+    store.require("sequence_dataset", [*split.train, *split.validation])
     purged = np.array([p["event_id"] for p in split.purged] or [""])
     pieces, inputs = [], {}
     for key in getattr(split, part):

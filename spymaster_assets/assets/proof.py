@@ -122,6 +122,7 @@ def proof_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
                 files,
                 inputs={"split_manifest": split_artifact.sha256, "canaries": canaries.sha256, **inputs},
                 metadata=dict(run.ids),
+                settings=settings.of("split", "label"),
             )
             return Made(
                 artifact,
@@ -158,7 +159,7 @@ def proof_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
                 where=str(store.root / "calibration_report"),
                 remedy="dagster asset materialize --select calibration_report --partition <as-of session>; `spymaster status` names them",
             )
-        reports = {k: store.load("calibration_report", k) for k in folds}
+        reports = {report.key: report for report in store.require("calibration_report", folds)}
         if stale := [k for k, report in reports.items() if report.inputs.get("canaries") != canaries[k].sha256]:
             raise ArtifactError(
                 f"calibration_report [{stale[0]}] was made under other canaries than those that are stored",
@@ -184,6 +185,7 @@ def proof_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
                 **{f"calibration_report[{k}]": report.sha256 for k, report in reports.items()},
                 **{f"canaries[{k}]": artifact.sha256 for k, artifact in canaries.items()},
             },
+            settings=settings.of("split", "label"),
         )
         return dg.MaterializeResult(
             data_version=dg.DataVersion(artifact.sha256),
@@ -269,7 +271,7 @@ def report_data(
     splits = [read_split(store, k)[0].to_json() for k in folds]
     made = set(store.keys("signals"))
     sessions = [k for k in all_sessions(settings) if k in made]
-    signals = [read_signals(store, k)[0] for k in sessions]
+    signals = [read_signals(store, artifact.key)[0] for artifact in store.require("signals", sessions)]
     files = [store.load("market_files", k).json("files.json") for k in sessions]
     example = folds[-1]
     level_set = levels_from_files(store.load("levels", example))

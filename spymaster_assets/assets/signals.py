@@ -28,6 +28,8 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
     calendar = calendar_of(settings.symbol)
     profile = settings.instrument
     contract = load_contract()
+    level_settings = settings.of("signal", "option")
+    touch_settings = settings.of("signal", "barrier", "option", "label")
     common = keyed_by_session(settings, "signals")
 
     @dg.asset(
@@ -40,7 +42,7 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
         ],
         kinds={"parquet"},
         code_version=fingerprint(
-            calendar.rules, profile.points_per_spy_dollar, settings.signal, settings.option, contract.level_codes, "4"
+            calendar.rules, profile.points_per_spy_dollar, level_settings, contract.level_codes, "4"
         ),
         description="Levels as they were known when each regular-hours minute opened, and the minute context behind them; "
         "averages reach over warm-up sessions and are adjusted at contract rolls.",
@@ -75,7 +77,9 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
                 options,
                 settings.option,
             )
-            artifact = artifacts.store.publish("levels", key, levels_to_files(found, warmup_keys), inputs=inputs)
+            artifact = artifacts.store.publish(
+                "levels", key, levels_to_files(found, warmup_keys), inputs=inputs, settings=level_settings
+            )
             kinds = found.table.group_by("level_kind_name").len().sort("len", descending=True)
             return Made(
                 artifact,
@@ -97,10 +101,7 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
         code_version=fingerprint(
             calendar.rules,
             profile,
-            settings.signal,
-            settings.barrier,
-            settings.option,
-            settings.label,
+            touch_settings,
             contract.sha256,
             "4",
         ),
@@ -151,6 +152,7 @@ def signal_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
                     "spot_basis": basis.sha256,
                     "contract": contract.sha256,
                 },
+                settings={**touch_settings, "simulated": made.metadata["simulated"]},
             )
             minutes = SessionBars(session, bars).front(1)
             title = f"{settings.symbol} {key}: {made.frame.height} touches"

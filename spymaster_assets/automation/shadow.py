@@ -79,7 +79,7 @@ def _lend(artifact: Artifact, home: Path) -> None:
     except OSError:
         shutil.rmtree(target, ignore_errors=True)
         raise
-    names = ("asset", "key", "sha256", "files", "inputs", "metadata", "provenance")
+    names = ("asset", "key", "sha256", "files", "inputs", "settings", "metadata", "provenance")
     manifest = {n: getattr(artifact, n) for n in names} | {"version": artifact.folder.name}
     write_atomic(home / MANIFEST, dump_json(manifest))
 

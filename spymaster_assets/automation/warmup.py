@@ -68,4 +68,4 @@ def replay_pasts(settings: Settings, key: str, pasts: Sequence[Past], console: C
 def _shift_bars(store: ArtifactStore, key: str) -> None:
     bars, artifact = read_bars(store, key)
     files = artifact.contents() | {bars_name(key): parquet_bytes(shift_prices(bars))}
-    store.publish("ohlcv_bars", key, files, inputs=artifact.inputs)
+    store.publish("ohlcv_bars", key, files, inputs=artifact.inputs, settings=artifact.settings)

@@ -80,8 +80,11 @@ def build_signals(
     """Signals of a session from its levels and, where the feed exists, its trades (None: bars only), order book and options.
 
     Reads nothing after observed_until_ns; a label whose window ends later or after the regular close, or has a gap, is undefined. Why
-    labels are undefined is counted in the metadata.
+    labels are undefined is counted in the metadata. Raises ContractError when a window of the settings is wider than features.json
+    declares.
     """
+    barrier = barrier or BarrierSettings()
+    contract.require_windows(signal, barrier, label)
     context = levels.context
     touches = tch.find_touches(levels.table, context, instrument, signal).filter(
         pl.col("start_ns") + MINUTE_NS <= session.regular_close_ns
@@ -138,7 +141,6 @@ def build_signals(
     option = option or OptionSettings()
     if book is not None:
         no_trades = SessionTape.empty() if tape is None else tape
-        barrier = barrier or BarrierSettings()
         end_ns = np.full(len(t0), observed_until_ns)
         measured_book = barrier_features(book, no_trades, t0, level_e9, sign, instrument, barrier, end_ns)
         sides_known = side_known(no_trades, t0 + barrier.window_s * NS)

@@ -173,7 +173,7 @@ def test_a_fold_that_failed_later_leaves_the_walk_forward_report(demo: Demo, cop
         if canary["canary"] == "shuffled_labels":
             canary["verdict"] = "failed"
     files = {"canaries.json": dump_json(report), "canaries.png": failed.read("canaries.png")}
-    store.publish("canaries", folds[0], files, inputs=failed.inputs)
+    store.publish("canaries", folds[0], files, inputs=failed.inputs, settings=failed.settings)
     with dg.DagsterInstance.ephemeral() as instance:
         job = build_definitions(copied).resolve_implicit_global_asset_job_def()
         chosen = [dg.AssetKey("walk_forward_report")]

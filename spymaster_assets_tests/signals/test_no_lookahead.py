@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
+from spymaster_assets.errors import ContractError
 from spymaster_assets.market.instruments import instrument
 from spymaster_assets.market.simulate import write_market
 from spymaster_assets.market.simulate_book import PROFILES, write_full_market
-from spymaster_assets.settings import NS, SignalSettings
+from spymaster_assets.settings import NS, BarrierSettings, OptionSettings, SignalSettings
 from spymaster_assets.signals.build import signals_from_parquet, signals_to_parquet
 from spymaster_assets.signals.checks import feed_faults, signal_faults
 from spymaster_assets_tests.builders import CALENDARS, CONTRACT, VOLATILITY, Built, build_folder, build_one
@@ -48,8 +50,6 @@ def cut_twenty_times(folder: Path, symbol: str, built: list[Built], seed: int) -
     cuts += [last.session.regular_open_ns + 15 * 60 * NS, last.session.regular_close_ns - 1]
     compared = 0
     for cut_ns in cuts:
-        from dataclasses import replace
-
         registration = replace(last.registration, observed_until_ns=min(cut_ns, last.registration.observed_until_ns))
         again = build_one(
             folder, symbol, last.session, registration, [b.bars for b in built[:-1]], VOLATILITY, None, cut_ns
@@ -79,6 +79,44 @@ def test_simulated_order_book_and_options(all_feeds: Path) -> None:
         assert frame[column].null_count() < frame.height / 2, column
     assert {"CALL_WALL", "PUT_WALL", "STRIKE"} & set(frame["level_kind_name"])
     cut_twenty_times(all_feeds, "SPY", built, 4)
+
+
+GROUPS: dict = {
+    "signal": SignalSettings(),
+    "barrier": BarrierSettings(),
+    "option": OptionSettings(),
+    "label": VOLATILITY,
+}
+WHOLE_NUMBERS = [
+    (name, f.name) for name, group in GROUPS.items() for f in fields(group) if type(getattr(group, f.name)) is int
+]
+REFUSED = {"tape_window_s", "window_s", "look_forward_s", "atr_bars", "vol_bars", "lookback_min", "baseline_s"}
+
+
+@pytest.fixture(scope="module")
+def one_session(all_feeds: Path) -> Built:
+    return build_folder(all_feeds, "SPY", SESSIONS[0], SESSIONS[0])[-1]
+
+
+@pytest.mark.parametrize(("group", "name"), WHOLE_NUMBERS)
+def test_no_setting_opens_a_window_to_the_future(all_feeds: Path, one_session: Built, group: str, name: str) -> None:
+    """Four times as much of anything that is counted is refused, or what was known at a decision stays what it was."""
+    groups = {**GROUPS, group: replace(GROUPS[group], **{name: 4 * getattr(GROUPS[group], name)})}
+
+    def build(until_ns: int | None = None) -> pl.DataFrame:
+        registration = one_session.registration
+        if until_ns is not None:
+            registration = replace(registration, observed_until_ns=until_ns)
+        parts = groups["label"], groups["signal"], until_ns, groups["barrier"], groups["option"]
+        return build_one(all_feeds, "SPY", one_session.session, registration, [], *parts).signals.frame
+
+    if name in REFUSED:
+        with pytest.raises(ContractError, match=rf"{group}\.{name} = "):
+            build()
+        return
+    full = build()
+    cut_ns = int(full["ts_ns"][full.height // 2]) + 90 * NS
+    assert assert_known_values_equal(full, build(cut_ns), cut_ns) > 20
 
 
 def test_options_on_the_future_itself(tmp_path: Path) -> None:
