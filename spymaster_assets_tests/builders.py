@@ -161,6 +161,16 @@ def session_of(symbol: str, key: str) -> Session:
     return CALENDARS[symbol].session(key)
 
 
+def minute_tape(start_ns: int, prices_usd: Sequence[float], per_minute: int = 4, side: str = "N") -> NDArray[np.void]:
+    """Trades that walk in a straight line from one minute's price to the next, `per_minute` a minute, prices on the cent."""
+    path = np.asarray(prices_usd, np.float64)
+    at = np.arange((len(path) - 1) * per_minute) / per_minute
+    values = np.interp(at, np.arange(len(path)), path)
+    return trades(
+        start_ns + (at * 60e9).astype(np.int64), np.rint(values * 100).astype(np.int64) * 10_000_000, side=side
+    )
+
+
 @dataclass(frozen=True)
 class Built:
     """One session, from files to signals."""

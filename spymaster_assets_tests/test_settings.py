@@ -67,7 +67,10 @@ NOTHING, COUNT = "where an object should be", r"a whole number, at least 1"
         ("{", "is not JSON"),
         ("[]", NOTHING),
         ("5", NOTHING),
-        ('{"label": {"modus": "x"}}', r"unknown setting label\.modus; where: .*; expected: look_forward_s, mode, "),
+        (
+            '{"label": {"modus": "x"}}',
+            r"unknown setting label\.modus; where: .*; expected: look_forward_s, max_missing_min, mode, ",
+        ),
         ('{"root": "/tmp"}', "unknown setting root"),
         ('{"lable": {}}', "unknown setting lable; .* label, "),
         ('{"signal": 5}', "signal is 5; .* an object"),

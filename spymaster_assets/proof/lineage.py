@@ -13,7 +13,7 @@ from spymaster_assets.errors import ArtifactError, MissingInputError, SpymasterE
 from spymaster_assets.market.dbn import SCHEMAS, file_sha256
 from spymaster_assets.market.files import FileEntry, lies_inside, scan_flat, scan_folder, session_inputs, unseen_files
 from spymaster_assets.partitions import FILE_ASSETS, MODEL_ASSETS, REPORT_ASSET, SESSION_ASSETS, calendar_of
-from spymaster_assets.proof.stored import told
+from spymaster_assets.proof.faults import told
 from spymaster_assets.settings import Settings
 from spymaster_assets.store import Artifact, ArtifactStore, content_hash
 

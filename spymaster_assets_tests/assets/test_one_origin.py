@@ -61,7 +61,7 @@ def halfway(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     session, folder = calendar_of("SPY").session(KEY), settings.root / "again"
     folder.mkdir()
     write_future(files_near(settings, session), folder, session.regular_open_ns, "altered")
-    for path in folder.iterdir():
+    for path in folder.glob("*.dbn*"):
         path.replace(settings.dbn_dir / path.name)
     rebuild(settings, SESSION_ASSETS[: SESSION_ASSETS.index("levels") + 1], KEY)
     return settings

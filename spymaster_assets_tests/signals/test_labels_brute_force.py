@@ -88,7 +88,7 @@ def gapped(folder: Path, schema: str, lost: range, label: LabelSettings) -> Buil
     session = session_of("SPY", KEY)
     opens_ns = session.regular_open_ns
     walk = 500 + 2 * np.sin(np.arange(MORNING_MIN + 1) / 5)
-    records = minute_tape(session, opens_ns, walk.tolist(), per_minute=12)
+    records = minute_tape(opens_ns, walk.tolist(), per_minute=12)
     if schema != "trades":
         starts = [opens_ns + m * MINUTE_NS for m in range(MORNING_MIN)]
         price = records["price"].reshape(MORNING_MIN, 12)
