@@ -14,18 +14,16 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from spymaster_assets.assets.datasets import read_sequences, read_split, sequence_name
-from spymaster_assets.assets.signals import read_signals
-from spymaster_assets.automation.prove import Replay, Results, _judged, _rebuilt
+from spymaster_assets.automation.replay import Replay, Results, judge_replay, remake
 from spymaster_assets.automation.shadow import lend, shadow_of
 from spymaster_assets.contract import Contract, load_contract
-from spymaster_assets.datasets.sequences import to_npz_bytes
-from spymaster_assets.datasets.splits import SplitManifest
+from spymaster_assets.datasets.sequences import read_sequences, sequence_name, to_npz_bytes
+from spymaster_assets.datasets.splits import SplitManifest, read_split
 from spymaster_assets.partitions import FITTED_ASSETS, calendar_of
 from spymaster_assets.proof.compare import Difference
 from spymaster_assets.proof.members import first_unequal, members
 from spymaster_assets.settings import Settings
-from spymaster_assets.signals.build import SignalSet, signals_to_parquet
+from spymaster_assets.signals.build import SignalSet, read_signals, signals_name, signals_to_parquet
 from spymaster_assets.store import Artifact, ArtifactStore
 
 Altered = Literal["rows", "labels"]
@@ -71,17 +69,17 @@ def replay_held_out(settings: Settings, asof: str, altered: Altered, assets: Seq
     results: Results = {}
     with shadow_of(short) as shadow, shadow_of(short) as same:
         _hold_out(store, ArtifactStore(shadow.root), split, altered)
-        results |= _rebuilt(shadow, ("split_manifest", *assets), asof)
+        results |= remake(shadow, ("split_manifest", *assets), asof)
         if "patchtst_model" in assets:
             _hold_out(store, ArtifactStore(same.root), split, None)
-            results |= _rebuilt(same, ("split_manifest", "patchtst_model"), asof)
+            results |= remake(same, ("split_manifest", "patchtst_model"), asof)
         fresh, once = ArtifactStore(shadow.root), ArtifactStore(same.root)
         for asset in assets:
             if asset not in results:
                 first = once.load(asset, asof) if asset == "patchtst_model" else None
                 results[asset] = _moved(store.load(asset, asof), fresh.load(asset, asof), first, split)
     at_ns = calendar_of(settings.symbol).session(split.validation[0]).open_ns
-    return _judged(settings, asof, f"held-out {altered} altered", at_ns, results)
+    return judge_replay(settings, asof, f"held-out {altered} altered", at_ns, results)
 
 
 def _hold_out(store: ArtifactStore, fresh: ArtifactStore, split: SplitManifest, altered: Altered | None) -> None:
@@ -96,10 +94,18 @@ def _hold_out(store: ArtifactStore, fresh: ArtifactStore, split: SplitManifest, 
         signals, artifact = read_signals(store, key)
         frame = _other_signals(signals.frame, contract, kind == "rows")
         data = signals_to_parquet(SignalSet(frame, signals.metadata))
-        made = fresh.publish("signals", key, {f"signals_{key}.parquet": data}, inputs=artifact.inputs)
+        made = fresh.publish(
+            "signals", key, {signals_name(key): data}, inputs=artifact.inputs, settings=artifact.settings
+        )
         arrays, sequences = read_sequences(store, key)
         files = {sequence_name(key): to_npz_bytes(_other_sequences(arrays, kind == "rows"))}
-        fresh.publish("sequence_dataset", key, files, inputs={**sequences.inputs, "signals": made.sha256})
+        fresh.publish(
+            "sequence_dataset",
+            key,
+            files,
+            inputs={**sequences.inputs, "signals": made.sha256},
+            settings=sequences.settings,
+        )
 
 
 def _other_signals(frame: pl.DataFrame, contract: Contract, features: bool) -> pl.DataFrame:

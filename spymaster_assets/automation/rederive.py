@@ -12,7 +12,8 @@ import polars as pl
 from spymaster_assets.assets.datasets import read_part
 from spymaster_assets.assets.proof import predict_all
 from spymaster_assets.assets.signals import warmup_sessions
-from spymaster_assets.automation.prove import replay_models, stored_models
+from spymaster_assets.automation.replay import stored_models
+from spymaster_assets.automation.replay_asof import replay_models
 from spymaster_assets.automation.shadow import lend, rebuild, shadow_of
 from spymaster_assets.contract import load_contract
 from spymaster_assets.datasets.sequences import read_sequences

@@ -11,7 +11,9 @@ import dagster as dg
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
 
 from spymaster_assets.assets.windows import NEW_YORK, session_partitions
-from spymaster_assets.automation.prove import Replay, judged_asofs, provable_asofs, prove, telling_asofs
+from spymaster_assets.automation.prove import provable_asofs, prove, telling_asofs
+from spymaster_assets.automation.replay import Replay
+from spymaster_assets.automation.replay_asof import judged_asofs
 from spymaster_assets.partitions import ASSETS, SESSION_ASSETS, WALK_FORWARD_ASSET, calendar_of
 from spymaster_assets.proof.compare import Difference
 from spymaster_assets.proof.cuts import telling_sessions

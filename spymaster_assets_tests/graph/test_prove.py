@@ -19,13 +19,15 @@ from spymaster_assets.assets.datasets import read_part, read_split
 from spymaster_assets.assets.proof import REPORT_KEY
 from spymaster_assets.assets.signals import read_signals
 from spymaster_assets.automation import prove as prove_module
-from spymaster_assets.automation.prove import (
-    prove,
+from spymaster_assets.automation import replay as replay_module
+from spymaster_assets.automation import replay_asof as replay_asof_module
+from spymaster_assets.automation.prove import prove
+from spymaster_assets.automation.replay import replay_session
+from spymaster_assets.automation.replay_asof import (
     replay_models,
     replay_predictions,
     replay_redelivery,
     replay_report,
-    replay_session,
     replay_walk_forward,
 )
 from spymaster_assets.automation.replay_checks import CHECK, PROVE_JOB
@@ -273,7 +275,7 @@ def test_a_fit_that_reads_a_later_session_is_found_in_the_member_that_it_changes
         return rows.with_columns(pl.col("atr").clip(upper_bound=bound))
 
     monkeypatch.setattr(models_module, "read_part", leaky)
-    monkeypatch.setattr(prove_module, "MODEL_ASSETS", ("split_manifest", "retrieval_index"))
+    monkeypatch.setattr(replay_module, "MODEL_ASSETS", ("split_manifest", "retrieval_index"))
     for asset in ("ohlcv_bars", "levels", "signals", "sequence_dataset"):
         lend(demo.store, broken.root, asset, demo.store.keys(asset))
     rebuild(broken, ("split_manifest", "retrieval_index"), asof)
@@ -298,7 +300,7 @@ def test_a_model_that_mixes_an_old_split_with_new_rows_is_found(demo: Demo, monk
         return pl.concat([read_signals(store, k)[0].frame for k in getattr(split, part)])
 
     monkeypatch.setattr(models_module, "read_part", mixing)
-    monkeypatch.setattr(prove_module, "REFUSING", ("retrieval_index",))
+    monkeypatch.setattr(replay_asof_module, "REFUSING", ("retrieval_index",))
     found = replay_redelivery(demo.settings, asof).differences
     assert [(d.asset, d.replayed) for d in found] == [("retrieval_index", "made of the old split and the new rows")]
 
@@ -416,7 +418,7 @@ def test_an_input_that_is_not_recorded_or_has_not_changed_goes_unnoticed(tmp_pat
     again = "2024-02-01"
     for inputs, noticed in (({f"signals[{again}]": "old"}, True), ({f"signals[{again}]": "new"}, False), ({}, False)):
         reader = Artifact("tree_bundles", "2024-02-20", tmp_path, "", {}, inputs)
-        assert (prove_module._unnoticed(reader, again, {"signals": "new"}) == []) is noticed
+        assert (replay_asof_module._unnoticed(reader, again, {"signals": "new"}) == []) is noticed
 
 
 def test_cuts_are_edges_moments_and_random_times_of_the_session(demo: Demo) -> None:

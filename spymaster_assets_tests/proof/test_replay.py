@@ -9,8 +9,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from spymaster_assets.automation import prove as prove_module
-from spymaster_assets.automation.prove import UNALTERED, provable_asofs, prove, replay_models, replay_session
+from spymaster_assets.automation import replay as replay_module
+from spymaster_assets.automation.prove import provable_asofs, prove
+from spymaster_assets.automation.replay import UNALTERED, replay_session
+from spymaster_assets.automation.replay_asof import replay_models
 from spymaster_assets.automation.replay_checks import verdicts
 from spymaster_assets.automation.shadow import lend, rebuild
 from spymaster_assets.datasets.sequences import from_npz_bytes, to_npz_bytes
@@ -106,7 +108,7 @@ def test_models_without_canaries_are_replayed_and_what_was_not_tried_is_named(
         for asset in assets:
             ArtifactStore(shadow.root).publish(asset, key, {"a.json": dump_json({"n": 1})})
 
-    monkeypatch.setattr(prove_module, "rebuild", same)
+    monkeypatch.setattr(replay_module, "rebuild", same)
     absent, altered = (replay_models(settings, KEY, later) for later in ("absent", "altered"))
     assert set(absent.compared) == {"split_manifest", "tree_bundles"}
     assert absent.differences == ()
