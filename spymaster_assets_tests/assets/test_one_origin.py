@@ -21,6 +21,7 @@ from spymaster_assets.store import Artifact, ArtifactStore, dump_json
 from spymaster_assets_tests.proof.test_replay import KEY, simulated
 
 LATER = datetime(2030, 1, 1, tzinfo=UTC)
+VALIDATION = "2024-02-02"
 
 
 def artifact(asset: str, sha256: str, key: str = "2024-02-01", **inputs: str) -> Artifact:
@@ -75,9 +76,8 @@ def due(settings: Settings) -> list[str]:
 
 def split_of(signals: str) -> SplitManifest:
     """A split that trains on the session as it was when its signals had this hash."""
-    later = ("2024-02-02", "2024-02-05")
-    inputs = {KEY: signals, later[0]: "0"}
-    return SplitManifest(later[1], "rolling", (KEY,), later[:1], later[1:], (), inputs=inputs)
+    asof, inputs = "2024-02-05", {KEY: signals, VALIDATION: "0"}
+    return SplitManifest(asof, "rolling", (KEY,), (VALIDATION,), (asof,), (), inputs=inputs)
 
 
 def test_no_rows_of_two_deliveries_and_the_sensor_makes_the_session_whole(halfway: Settings) -> None:
@@ -89,7 +89,8 @@ def test_no_rows_of_two_deliveries_and_the_sensor_makes_the_session_whole(halfwa
     assert store.load("sequence_dataset", KEY).sha256 == old[1].sha256
     # such sequences as were made before this was refused
     mixed = {**old[1].inputs, "levels": store.load("levels", KEY).sha256}
-    store.publish("sequence_dataset", KEY, {n: old[1].read(n) for n in old[1].files}, inputs=mixed)
+    for key in (KEY, VALIDATION):
+        store.publish("sequence_dataset", key, old[1].contents(), inputs=mixed, settings=old[1].settings)
     with pytest.raises(ArtifactError, match=f"--select sequence_dataset,signals --partition {KEY}"):
         sequence_part(store, split_of(old[0].sha256), "train")
     assert due(halfway) == [f"{DATA_JOB}:{KEY}"]
