@@ -14,9 +14,9 @@ REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "real"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Spread files over workers (`-n 2 --dist loadgroup`), but all of graph/ to one, which shares the demo: making it takes a minute."""
+    """Spread files over workers (`-n 2 --dist loadgroup`), but all that needs the demo to one, since making it takes a minute."""
     for item in items:
-        group = "demo" if "graph" in item.path.parts else str(item.path)
+        group = "demo" if "demo" in getattr(item, "fixturenames", ()) else str(item.path)
         item.add_marker(pytest.mark.xdist_group(group))
 
 

@@ -49,11 +49,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
         small = PatchTSTSettings(layers=1, d_model=16, heads=2, ffn_dim=32)
         patch.setattr(demo_module, "Settings", partial(Settings, patchtst=small))
         report = demo_module.run_demo(root, None, console=Console(file=out, width=80))
-        settings = resolve(Settings.load({"SPYMASTER_DATA_DIR": str(root)}))
-        with dg.DagsterInstance.get() as instance:
-            yield Demo(
-                root, report, out.getvalue(), settings, build_definitions(settings), ArtifactStore(root), instance
-            )
+    settings = resolve(Settings.load({"SPYMASTER_DATA_DIR": str(root)}))
+    with dg.DagsterInstance.get() as instance:
+        yield Demo(root, report, out.getvalue(), settings, build_definitions(settings), ArtifactStore(root), instance)
     os.environ.clear()
     os.environ.update(before)
 
