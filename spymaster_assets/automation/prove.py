@@ -92,12 +92,9 @@ def prove(
         tries += _session_tries(settings, store, key, cuts, seed)
     for asof in asofs:
         if not {*MODEL_ASSETS}.isdisjoint(wanted):
-            tries += [
-                partial(replay_redelivery, settings, asof),
-                partial(replay_models, settings, asof, "absent"),
-                partial(replay_models, settings, asof, "altered"),
-                *held_out_tries(settings, asof),
-            ]
+            tries += [partial(replay_models, settings, asof, later) for later in get_args(Later)]
+            if not any(why_unfit(settings, a, asof) for a in stored_models(store, asof)):
+                tries += [partial(replay_redelivery, settings, asof), *held_out_tries(settings, asof)]
         if REPORT_ASSET in wanted:
             tries += _report_tries(settings, store, asof, cuts, seed)
         if WALK_FORWARD_ASSET in wanted:
@@ -139,7 +136,7 @@ def _report_tries(
     settings: Settings, store: ArtifactStore, asof: str, cuts: int, seed: int
 ) -> list[Callable[[], Replay]]:
     """The report with later sessions absent and altered, and its test sessions cut and altered in turn from decisions on."""
-    if why := why_unfit(store, REPORT_ASSET, asof):
+    if why := why_unfit(settings, REPORT_ASSET, asof):
         return [lambda: Replay(asof, "later sessions absent", 0, {}, untried=(why,), about=(REPORT_ASSET,))]
     tests = pl.concat([read_signals(store, k)[0].frame for k in read_split(store, asof)[0].test])
     decisions = {decision_column(stage, delay) for stage in STAGES for delay in DELAYS_S}
@@ -163,7 +160,7 @@ def _walk_forward_tries(settings: Settings, store: ArtifactStore, asof: str, see
     *earlier, newest = judged_asofs(stored)
     if asof != newest:
         return []
-    if why := why_unfit(store, WALK_FORWARD_ASSET, REPORT_KEY):
+    if why := why_unfit(settings, WALK_FORWARD_ASSET, REPORT_KEY):
         return [lambda: Replay(REPORT_KEY, "later sessions absent", 0, {}, untried=(why,), about=(WALK_FORWARD_ASSET,))]
     earlier = [k for k in earlier if k >= stored.json("report.json")["folds"][0]]
     some = [earlier[-1 - seed % len(earlier)]] if earlier else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -35,8 +36,8 @@ from spymaster_assets.proof.compare import Difference, differences
 from spymaster_assets.proof.cutting import Future, write_flat_future, write_future
 from spymaster_assets.proof.lineage import input_of
 from spymaster_assets.proof.members import fitted_differences
-from spymaster_assets.settings import NS, Settings
-from spymaster_assets.store import REPORT_KEY, ArtifactStore
+from spymaster_assets.settings import NS, WHERE_IT_RUNS, Settings
+from spymaster_assets.store import REPORT_KEY, ArtifactStore, dump_json
 
 Later = Literal["absent", "altered"]
 """What becomes of the sessions that came after an asset was made, the as-of session of models among them."""
@@ -181,8 +182,9 @@ def stored_models(store: ArtifactStore, asof: str) -> list[str]:
     return [a for a in MODEL_ASSETS if store.exists(a, asof)]
 
 
-def why_unfit(store: ArtifactStore, asset: str, key: str) -> str | None:
-    """Why an artifact cannot be made again as it was: it is not stored, or an artifact that it was made from is another by now."""
+def why_unfit(settings: Settings, asset: str, key: str) -> str | None:
+    """Why an artifact cannot be made again as it was: it is gone, or its settings or what it was made from are others by now."""
+    store = ArtifactStore(settings.root)
     if not store.exists(asset, key):
         return f"{asset} [{key}]: not stored"
     made = store.load(asset, key)
@@ -190,6 +192,12 @@ def why_unfit(store: ArtifactStore, asset: str, key: str) -> str | None:
         source = input_of(made, name)
         if source[0] in ASSETS and (not store.exists(*source) or store.load(*source).sha256 != sha256):
             return f"{asset} [{key}]: {name} has changed since it was made"
+    now = json.loads(dump_json(settings.of(*(n for n in made.settings if "." in n))))
+    for name, value in made.settings.items():
+        if name in now and now[name] != value and name not in WHERE_IT_RUNS:
+            return (
+                f"{asset} [{key}]: {name} was {json.dumps(value)} when it was made, now it is {json.dumps(now[name])}"
+            )
     return None
 
 

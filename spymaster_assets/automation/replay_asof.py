@@ -64,8 +64,8 @@ def replay_models(settings: Settings, asof: str, later: Later) -> Replay:
     Every file of them is compared, byte for byte but for provenance. Raises like `replay_session`.
     """
     store = ArtifactStore(settings.root)
-    unfit = tuple(why for a in stored_models(store, asof) if (why := why_unfit(store, a, asof)))
-    made = [a for a in stored_models(store, asof) if not why_unfit(store, a, asof)]
+    unfit = tuple(why for a in stored_models(store, asof) if (why := why_unfit(settings, a, asof)))
+    made = [a for a in stored_models(store, asof) if not why_unfit(settings, a, asof)]
     if not made:
         return Replay(asof, f"later sessions {later}", 0, {}, untried=unfit, about=MODEL_ASSETS)
 

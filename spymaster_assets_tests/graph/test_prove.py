@@ -370,6 +370,16 @@ def test_a_report_that_reads_a_later_session_is_found_and_so_is_one_that_cannot_
     assert f"signals[{asof}] has changed" in stale.untried[0]
 
 
+def test_models_of_other_settings_are_stale_and_no_difference(demo: Demo) -> None:
+    asof, tree = scheduled_asof(demo.settings)[0], demo.settings.tree
+    now = replace(demo.settings, tree=replace(tree, max_depth=tree.max_depth + 1))
+    replay = replay_models(now, asof, "absent")
+    assert replay.differences == ()
+    assert {*replay.compared} == {"split_manifest", "patchtst_model", "retrieval_index"}
+    told = f"tree.max_depth was {tree.max_depth} when it was made, now it is {tree.max_depth + 1}"
+    assert {u for u in replay.untried if told in u} == {f"{a} [{asof}]: {told}" for a in ("tree_bundles", "canaries")}
+
+
 def lent(demo: Demo, broken: Settings) -> Settings:
     """The demo's sessions, models and canaries in a store of their own."""
     for asset in (*SESSION_ASSETS, *MODEL_ASSETS):
