@@ -1,6 +1,6 @@
 """SIGKILL at any moment: what was published stays whole, what was not is made again, and the end is the same.
 
-12 kills of a backfill in the ordinary suite; SPYMASTER_KILLS=200 (`make nightly`) for the campaign.
+8 kills of a backfill in the ordinary suite; SPYMASTER_KILLS=200 (`make nightly`) for the campaign.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from spymaster_assets.partitions import MODEL_ASSETS, SESSION_ASSETS
 from spymaster_assets.store import ArtifactStore
 from spymaster_assets_tests.reliability.faults import forked, kill_at, leftovers, read_whole, verified, watched
 
-KILLS = int(os.environ.get("SPYMASTER_KILLS", "12"))
+KILLS = int(os.environ.get("SPYMASTER_KILLS", "8"))
 OLD = {"a.bin": b"old" * 1000, "b.json": b'{"old": 1}\n'}
 NEW = {"a.bin": b"new" * 70_000, "b.json": b'{"new": 1}\n'}
 PUBLISHING = ("mkdir", "open", "write", "fsync", "rename", "replace", "unlink", "rmdir")
