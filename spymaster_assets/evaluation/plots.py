@@ -228,11 +228,11 @@ def canaries(entries: Sequence[Mapping[str, Any]], asof: str, simulated: bool) -
         axes.set_yticks(range(len(part)), [f"{e['what']}  n={e['n']}" for e in part], fontsize=7.5)
         axes.set_ylim(len(part) - 0.4, -0.7)
         level = next((e["level"] for e in part if e["level"] is not None), None)
-        axes.set_xlabel(label + (f", intervals of {level:.2%}" if level else ""), fontsize=8)
+        axes.set_xlabel(label + (f", intervals of {level:.3%}" if level else ""), fontsize=8)
         title = f"Canaries as of {asof}" if n == 0 else "Noise against the base rate"
         axes.set_title(title, fontsize=10, loc="left", color=INK)
         if label == "AUC":
-            axes.set_xlim(0.38, 1.02)
+            axes.set_xlim(min([0.38, *(e["low"] - 0.02 for e in part if e["low"] is not None)]), 1.02)
     if simulated:
         figure.suptitle(_MARK, x=0.995, ha="right", fontsize=7, color=RED, weight="bold")
     return _png(figure)
