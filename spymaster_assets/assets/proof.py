@@ -144,7 +144,7 @@ def proof_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
             dg.AssetDep("canaries", partition_mapping=dg.AllPartitionMapping()),
         ],
         kinds={"html"},
-        code_version=fingerprint(settings.split, settings.label, contract.sha256, "1"),
+        code_version=fingerprint(settings.split, settings.label, contract.sha256, "2"),
         description="All folds together: one self-contained HTML report with base rates, baselines, intervals and the number of trials.",
     )
     def walk_forward_report(context: dg.AssetExecutionContext, artifacts: ArtifactRoot) -> dg.MaterializeResult[Any]:
