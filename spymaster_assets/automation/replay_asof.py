@@ -64,16 +64,16 @@ def replay_models(settings: Settings, asof: str, later: Later) -> Replay:
     Every file of them is compared, byte for byte but for provenance. Raises like `replay_session`.
     """
     store = ArtifactStore(settings.root)
-    unfit = tuple(why for a in stored_models(store, asof) if (why := why_unfit(settings, a, asof)))
-    made = [a for a in stored_models(store, asof) if not why_unfit(settings, a, asof)]
+    unfit = {a: why for a in stored_models(store, asof) if (why := why_unfit(settings, a, asof))}
+    made = [a for a in stored_models(store, asof) if a not in unfit]
     if not made:
-        return Replay(asof, f"later sessions {later}", 0, {}, untried=unfit, about=MODEL_ASSETS)
+        return Replay(asof, f"later sessions {later}", 0, {}, untried=tuple(unfit.values()), about=MODEL_ASSETS)
 
     def refit(shadow: Settings) -> Results:
         return refitted(store, shadow, made, asof)
 
     replay = replay_later(settings, asof, asof, later, ("signals", "sequence_dataset", "levels"), refit, MODEL_ASSETS)
-    return replace(replay, untried=(*unfit, *_unmade(store, asof))) if replay.compared else replay
+    return replace(replay, untried=(*unfit.values(), *_unmade(store, asof))) if replay.compared else replay
 
 
 def replay_report(settings: Settings, asof: str, later: Later) -> Replay:
