@@ -36,10 +36,11 @@ MAX_FILE_BYTES = 2 << 30
 """Largest file of an artifact; one that claims more is refused before it is read."""
 REPORT_KEY = "latest"
 """Key of an artifact without partitions."""
+INPUT_NAME = re.compile(r"(\w+)(?:\[([^\]]+)\])?")
+"""How a manifest names an artifact among its inputs: the asset, and its key where that is another than the artifact's own."""
 _LOCK = ".lock"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=-]{0,199}")
 _PARTITION = re.compile(r"\d{4}-\d\d-\d\d")
-_INPUT = re.compile(r"(\w+)(?:\[([^\]]+)\])?")
 _VERSION, _SHA256 = re.compile(r"[0-9a-f]{16}"), re.compile(r"[0-9a-f]{64}")
 _TEMPORARY = re.compile(r"\.(?:[0-9a-f]{16}|torn|manifest\.json)-[0-9a-f]{32}")
 
@@ -260,7 +261,7 @@ class ArtifactStore:
     def _read_for(self, artifact: Artifact) -> Iterator[Artifact]:
         """The stored artifacts among its inputs, as far as they still are what was read."""
         for name, sha256 in artifact.inputs.items():
-            if not (match := _INPUT.fullmatch(name)):  # a file
+            if not (match := INPUT_NAME.fullmatch(name)):  # a file
                 continue
             with suppress(MissingInputError, ArtifactError):
                 found = self.load(match[1], match[2] or artifact.key)

@@ -7,7 +7,7 @@ import dagster as dg
 from spymaster_assets.assets.common import Made, each_partition
 from spymaster_assets.assets.datasets import read_part, read_split
 from spymaster_assets.assets.models import sequence_part
-from spymaster_assets.assets.windows import session_partitions, training_window
+from spymaster_assets.assets.windows import keyed_by_session, session_partitions, training_window
 from spymaster_assets.contract import load_contract
 from spymaster_assets.errors import CanaryError
 from spymaster_assets.evaluation import plots
@@ -27,9 +27,7 @@ def canary_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetChec
     judged_settings = settings.of("canary", "tree", "retrieval", "patchtst", "sequence", "label.primary_delay")
 
     @dg.asset(
-        partitions_def=partitions,
-        group_name="proof",
-        backfill_policy=dg.BackfillPolicy.single_run(),
+        **keyed_by_session(settings, "proof"),
         deps=[
             "split_manifest",
             *(dg.AssetDep(a, partition_mapping=training_window(settings)) for a in ("signals", "sequence_dataset")),

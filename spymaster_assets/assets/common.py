@@ -14,6 +14,8 @@ from spymaster_assets.proof.lineage import FILE, input_of, partition_name
 from spymaster_assets.store import Artifact
 
 Metadata = Mapping[str, Any]
+QUIET: dict[str, Any] = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+"""Run config of runs in this process, whose log lines nobody reads."""
 progress_listeners: list[Callable[[str, str, int, int], None]] = []
 """Called as (asset, partition, done, of) after each partition; the demo's progress bar listens here."""
 

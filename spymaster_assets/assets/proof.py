@@ -7,10 +7,10 @@ import dagster as dg
 import polars as pl
 
 from spymaster_assets.assets.canaries import require_canaries
-from spymaster_assets.assets.common import Made, each_partition, require_one_origin
+from spymaster_assets.assets.common import Made, check_each, each_partition, require_one_origin
 from spymaster_assets.assets.datasets import read_part
 from spymaster_assets.assets.signals import label_counts
-from spymaster_assets.assets.windows import judged_window, session_partitions
+from spymaster_assets.assets.windows import judged_window, keyed_by_session, session_partitions
 from spymaster_assets.contract import load_contract
 from spymaster_assets.datasets.sequences import read_sequences
 from spymaster_assets.datasets.splits import read_split
@@ -42,9 +42,7 @@ def proof_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
     window = judged_window(settings)
 
     @dg.asset(
-        partitions_def=partitions,
-        group_name="proof",
-        backfill_policy=dg.BackfillPolicy.single_run(),
+        **keyed_by_session(settings, "proof"),
         deps=[
             "patchtst_model",
             "tree_bundles",
@@ -207,13 +205,13 @@ def proof_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetCheck
     def tests_come_after_training(
         context: dg.AssetCheckExecutionContext, artifacts: ArtifactRoot
     ) -> dg.AssetCheckResult:
-        faults: dict[str, str] = {}
-        for key in context.partition_keys:
+        def fault(key: str) -> str | None:
             split, _ = read_split(artifacts.store, key)
-            report = artifacts.store.load("calibration_report", key).json("calibration.json")
-            if min(report["test_sessions"]) < key or max(split.train + split.validation) >= key:
-                faults[key] = f"test {report['test_sessions'][0]}, training up to {max(split.train + split.validation)}"
-        return dg.AssetCheckResult(passed=not faults, metadata={"faults": dg.MetadataValue.json(faults)})
+            tests = artifacts.store.load("calibration_report", key).json("calibration.json")["test_sessions"]
+            learned = max(split.train + split.validation)
+            return f"test {tests[0]}, training up to {learned}" if min(tests) < key or learned >= key else None
+
+        return check_each(context, fault)
 
     return [calibration_report, walk_forward_report, tests_come_after_training]
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from spymaster_assets.assets.common import progress_listeners
+from spymaster_assets.assets.common import QUIET, progress_listeners
 from spymaster_assets.errors import ConfigError
 from spymaster_assets.evaluation.report import best_baselines
 from spymaster_assets.market.contracts import is_outright
@@ -34,7 +34,6 @@ SIMULATED_SESSIONS = 30
 SIMULATED_SEED = 7
 SIMULATED_SPLIT = SplitSettings(train_sessions=14, validation_sessions=4, embargo_sessions=1, retrain_every_sessions=5)
 _LABELS = {"dollars": "$1 and $2", "volatility": "volatility-scaled thresholds"}
-_QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
 def run_demo(root: Path, data: Path | None, symbol: str | None = None, console: Console | None = None) -> Path:
@@ -84,7 +83,7 @@ def run_demo(root: Path, data: Path | None, symbol: str | None = None, console: 
         job = definitions.resolve_implicit_global_asset_job_def()
         chosen = [dg.AssetKey("walk_forward_report")]
         _check(
-            job.execute_in_process(instance=instance, asset_selection=chosen, run_config=_QUIET, raise_on_error=False)
+            job.execute_in_process(instance=instance, asset_selection=chosen, run_config=QUIET, raise_on_error=False)
         )
     report = ArtifactStore(root).load("walk_forward_report", REPORT_KEY)
     _show(console, report.json("report.json"), settings)
@@ -164,7 +163,7 @@ def _guess_symbol(entries: tuple[FileEntry, ...]) -> str:
 
 def _run(definitions: dg.Definitions, job: str, instance: dg.DagsterInstance, **arguments: Any) -> None:
     result = definitions.resolve_job_def(job).execute_in_process(
-        instance=instance, run_config=_QUIET, raise_on_error=False, **arguments
+        instance=instance, run_config=QUIET, raise_on_error=False, **arguments
     )
     _check(result)
 

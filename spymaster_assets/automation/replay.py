@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import islice, takewhile
@@ -88,28 +89,28 @@ def replay_session(settings: Settings, key: str, at_ns: int, future: Future) -> 
     An asset that cannot be made of it is a difference; what stands below it is not judged. Raises ArtifactError or MissingInputError
     when a stored artifact is damaged or missing.
     """
-    store = ArtifactStore(settings.root)
-    session = calendar_of(settings.symbol).session(key)
-    with shadow_of(settings) as shadow:
-        write_input(settings, shadow, [session], at_ns, future)
-        lend(store, shadow.root, "ohlcv_bars", warmup_sessions(settings, key))
-        results = remake(shadow, SESSION_ASSETS, key)
-        results |= compared_session(store, ArtifactStore(shadow.root), key, at_ns)
+    with _session_remade(settings, key, at_ns, future) as (results, replayed):
+        results |= compared_session(settings, replayed, key, known_until_ns(replayed, key, at_ns))
     return judge_replay(settings, key, future, at_ns, results)
 
 
 def replay_unaltered(settings: Settings, key: str) -> Replay:
     """Rebuild a session's assets from its files as they are; all rows are compared. Raises like `replay_session`."""
-    store, session = ArtifactStore(settings.root), calendar_of(settings.symbol).session(key)
     never_ns = np.iinfo(np.int64).max
+    with _session_remade(settings, key, never_ns, "altered") as (results, replayed):
+        results |= compared_session(settings, replayed, key, never_ns)
+    return judge_replay(settings, key, UNALTERED, calendar_of(settings.symbol).session(key).close_ns, results)
+
+
+@contextmanager
+def _session_remade(
+    settings: Settings, key: str, at_ns: int, future: Future
+) -> Iterator[tuple[Results, ArtifactStore]]:
+    """What of a session could not be made again, and the shadow store of what could."""
     with shadow_of(settings) as shadow:
-        write_input(settings, shadow, [session], never_ns, "altered")
-        lend(store, shadow.root, "ohlcv_bars", warmup_sessions(settings, key))
-        results = remake(shadow, SESSION_ASSETS, key)
-        replayed, contract = ArtifactStore(shadow.root), load_contract()
-        for asset in (a for a in SESSION_ASSETS if replayed.exists(a, key)):
-            results[asset] = differences(store.load(asset, key), replayed.load(asset, key), never_ns, contract)
-    return judge_replay(settings, key, UNALTERED, session.close_ns, results)
+        write_input(settings, shadow, [calendar_of(settings.symbol).session(key)], at_ns, future)
+        lend(ArtifactStore(settings.root), shadow.root, "ohlcv_bars", warmup_sessions(settings, key))
+        yield remake(shadow, SESSION_ASSETS, key), ArtifactStore(shadow.root)
 
 
 def write_input(settings: Settings, shadow: Settings, sessions: Sequence[Session], at_ns: int, future: Future) -> None:
@@ -125,14 +126,17 @@ def write_input(settings: Settings, shadow: Settings, sessions: Sequence[Session
     write_flat_future(flat, settings.dbn_dir, shadow.dbn_dir, at_ns, future)
 
 
-def compared_session(store: ArtifactStore, replayed: ArtifactStore, key: str, at_ns: int) -> Results:
-    made, contract = [a for a in SESSION_ASSETS if replayed.exists(a, key)], load_contract()
-    known_ns = known_until_ns(replayed, key, at_ns) if made else at_ns
+def compared_session(settings: Settings, replayed: ArtifactStore, key: str, known_ns: int) -> Results:
+    """Differences of a session's assets that could be made again in what was known at known_ns."""
+    store, contract = ArtifactStore(settings.root), load_contract()
+    made = [a for a in SESSION_ASSETS if replayed.exists(a, key)]
     return {a: differences(store.load(a, key), replayed.load(a, key), known_ns, contract) for a in made}
 
 
 def known_until_ns(replayed: ArtifactStore, key: str, at_ns: int) -> int:
-    """A tape that is cut is only known to be complete up to its last record."""
+    """A tape that is cut is only known to be complete up to its last record; at_ns where there is none."""
+    if not replayed.exists("market_files", key):
+        return at_ns
     return min(at_ns, read_registration(replayed, key)[0].observed_until_ns)
 
 

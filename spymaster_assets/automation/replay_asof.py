@@ -125,7 +125,8 @@ def replay_predictions(settings: Settings, asof: str, at_ns: int, future: Future
         results: Results = {REPORT_ASSET: ([], 0)}
         for k in remade:
             results |= remake(shadow, SESSION_ASSETS, k)
-        results |= compared_session(store, replayed, key, at_ns)
+        known_ns = known_until_ns(replayed, key, at_ns)
+        results |= compared_session(settings, replayed, key, known_ns)
         results |= remake(shadow, [REPORT_ASSET], asof)
         if replayed.exists(REPORT_ASSET, asof):
             one, other = store.load(REPORT_ASSET, asof), replayed.load(REPORT_ASSET, asof)
@@ -133,7 +134,6 @@ def replay_predictions(settings: Settings, asof: str, at_ns: int, future: Future
                 pl.concat([read_signals(where, k)[0].frame for k in tests])
                 for where, tests in ((store, split.test), (replayed, shown.test))
             ]
-            known_ns = known_until_ns(replayed, key, at_ns)
             results[REPORT_ASSET] = prediction_differences(one, other, rows[0], rows[1], known_ns, contract)
     replay = judge_replay(settings, asof, told_as, at_ns, results)
     # the session is compared to say where a difference begins; its own replays judge it

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from spymaster_assets.assets.common import QUIET
 from spymaster_assets.errors import ArtifactError
 from spymaster_assets.market.calendar import Session
 from spymaster_assets.market.files import FileEntry, scan_folder
@@ -21,7 +22,6 @@ from spymaster_assets.proof.cutting import writing
 from spymaster_assets.settings import NS, Settings
 from spymaster_assets.store import MANIFEST, Artifact, ArtifactStore, dump_json, write_atomic
 
-_QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 _DISK_FAULT = re.compile(r"ArtifactError: cannot publish|MarketDataError: cannot be read: ")
 """What an asset says when a disk and not its input is at fault."""
 REACH_NS = 10 * 86_400 * NS
@@ -110,9 +110,7 @@ def rebuild(settings: Settings, assets: Sequence[str], key: str | None) -> None:
     job = build_definitions(settings).resolve_implicit_global_asset_job_def()
     chosen = job.get_subset(asset_selection={dg.AssetKey(a) for a in assets}, asset_check_selection=set())
     with _untracked(), dg.DagsterInstance.ephemeral() as instance:
-        result = chosen.execute_in_process(
-            instance=instance, partition_key=key, run_config=_QUIET, raise_on_error=False
-        )
+        result = chosen.execute_in_process(instance=instance, partition_key=key, run_config=QUIET, raise_on_error=False)
     if not result.success:
         failed = [e.step_failure_data for e in result.all_events if e.is_step_failure]
         words = [str(f.user_failure_data or f.error) for f in failed]

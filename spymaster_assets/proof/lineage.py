@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,11 @@ from spymaster_assets.market.files import FileEntry, lies_inside, scan_flat, sca
 from spymaster_assets.partitions import FILE_ASSETS, MODEL_ASSETS, REPORT_ASSET, SESSION_ASSETS, calendar_of
 from spymaster_assets.proof.faults import told
 from spymaster_assets.settings import Settings
-from spymaster_assets.store import Artifact, ArtifactStore, content_hash
+from spymaster_assets.store import INPUT_NAME, Artifact, ArtifactStore, content_hash
 
 State = Literal["equal", "stale", "altered", "missing", "changed", "unreadable"]
 FILE, LATE_FILE, CONTRACT, EXPLANATION = "file", "late file", "contract", "explanation"
 _ASSETS = {*SESSION_ASSETS, *MODEL_ASSETS, REPORT_ASSET}
-_PARTITION = re.compile(r"(\w+)\[([^\]]+)\]")
 
 
 @dataclass(frozen=True)
@@ -129,10 +127,8 @@ def verified(store: ArtifactStore, asset: str, key: str) -> Artifact:
 
 def input_of(artifact: Artifact, name: str) -> tuple[str, str]:
     """(asset, key) that a recorded input's name stands for; asset is 'file' with the name as key, or 'contract'."""
-    if (match := _PARTITION.fullmatch(name)) and match[1] in _ASSETS:
-        return match[1], match[2]
-    if name in _ASSETS:
-        return name, artifact.key
+    if (match := INPUT_NAME.fullmatch(name)) and match[1] in _ASSETS:
+        return match[1], match[2] or artifact.key
     return (CONTRACT, "") if name == CONTRACT else (FILE, name)
 
 

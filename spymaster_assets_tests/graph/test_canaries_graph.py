@@ -16,7 +16,7 @@ import pytest
 from spymaster_assets.assets import datasets as datasets_module
 from spymaster_assets.assets import models as models_module
 from spymaster_assets.assets.canaries import require_canaries
-from spymaster_assets.automation.demo import _QUIET
+from spymaster_assets.assets.common import QUIET
 from spymaster_assets.definitions import build_definitions
 from spymaster_assets.errors import CanaryError
 from spymaster_assets.partitions import MODEL_ASSETS, scheduled_asof
@@ -49,7 +49,7 @@ def run(settings: Settings, *assets: str) -> dg.ExecuteInProcessResult:
                 instance=instance,
                 partition_key=scheduled_asof(settings)[0],
                 asset_selection=[dg.AssetKey(a) for a in assets],
-                run_config=_QUIET,
+                run_config=QUIET,
                 raise_on_error=False,
             )
         )
@@ -177,7 +177,7 @@ def test_a_fold_that_failed_later_leaves_the_walk_forward_report(demo: Demo, cop
     with dg.DagsterInstance.ephemeral() as instance:
         job = build_definitions(copied).resolve_implicit_global_asset_job_def()
         chosen = [dg.AssetKey("walk_forward_report")]
-        assert job.execute_in_process(instance=instance, asset_selection=chosen, run_config=_QUIET).success
+        assert job.execute_in_process(instance=instance, asset_selection=chosen, run_config=QUIET).success
     made = store.load("walk_forward_report", "latest")
     summary = made.json("report.json")
     assert summary["folds"] == folds[1:]

@@ -10,7 +10,8 @@ import dagster as dg
 import numpy as np
 import pytest
 
-from spymaster_assets.automation.demo import _QUIET, _real
+from spymaster_assets.assets.common import QUIET
+from spymaster_assets.automation.demo import _real
 from spymaster_assets.definitions import build_definitions
 from spymaster_assets.errors import ConfigError
 from spymaster_assets.evaluation.report import absent_sessions
@@ -85,7 +86,7 @@ def test_an_hour_of_a_lost_day_in_a_neighbours_file_is_no_session(symbol: str, t
     span = {"dagster/asset_partition_range_start": keys[0], "dagster/asset_partition_range_end": keys[-1]}
     with dg.instance_for_test() as instance:
         job = build_definitions(settings).resolve_job_def("session_data")
-        assert job.execute_in_process(instance=instance, tags=span, run_config=_QUIET).success
+        assert job.execute_in_process(instance=instance, tags=span, run_config=QUIET).success
 
 
 def test_regular_hours_of_a_half_day_end_early(tmp_path: Path) -> None:
@@ -124,7 +125,7 @@ def test_the_sessions_around_a_gap_are_made_and_no_average_reaches_over_it(gappe
     span = {"dagster/asset_partition_range_start": KEYS[0], "dagster/asset_partition_range_end": KEYS[-1]}
     with dg.instance_for_test() as instance:
         job = definitions.resolve_job_def("session_data")
-        assert job.execute_in_process(instance=instance, tags=span, run_config=_QUIET).success
+        assert job.execute_in_process(instance=instance, tags=span, run_config=QUIET).success
     store = ArtifactStore(gapped.root)
     assert all(store.keys(asset) == all_sessions(gapped) for asset in SESSION_ASSETS)
     bars_of = {k: [n for n in store.load("levels", k).inputs if n.startswith("ohlcv_bars")] for k in KEYS[4:8:2]}

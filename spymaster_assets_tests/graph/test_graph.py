@@ -14,7 +14,7 @@ import pytest
 from mlflow import MlflowClient
 
 from spymaster_assets import store as store_module
-from spymaster_assets.automation.demo import _QUIET
+from spymaster_assets.assets.common import QUIET
 from spymaster_assets.automation.replay_checks import CHECK
 from spymaster_assets.contract import load_contract
 from spymaster_assets.definitions import build_definitions
@@ -123,7 +123,7 @@ def test_the_report_is_the_same_at_another_revision(demo: Demo, monkeypatch: pyt
         assert (
             demo.definitions.resolve_implicit_global_asset_job_def()
             .execute_in_process(
-                instance=instance, asset_selection=[dg.AssetKey("walk_forward_report")], run_config=_QUIET
+                instance=instance, asset_selection=[dg.AssetKey("walk_forward_report")], run_config=QUIET
             )
             .success
         )
@@ -148,7 +148,7 @@ def test_one_bad_file_fails_its_session_and_no_other(demo: Demo, tmp_path: Path)
                 "dagster/asset_partition_range_start": sessions[0],
                 "dagster/asset_partition_range_end": sessions[-1],
             },
-            run_config=_QUIET,
+            run_config=QUIET,
             raise_on_error=False,
         )
         assert not result.success
@@ -168,7 +168,7 @@ def test_a_missing_upstream_names_what_to_run(broken: Settings) -> None:
             instance=instance,
             partition_key=key,
             asset_selection=[dg.AssetKey("ohlcv_bars")],
-            run_config=_QUIET,
+            run_config=QUIET,
             raise_on_error=False,
         )
     failure = next(e for e in result.all_events if e.is_step_failure).step_failure_data
@@ -220,7 +220,7 @@ def test_missing_feeds_are_stated_and_their_columns_null(broken: Settings, tmp_p
             .execute_in_process(
                 instance=instance,
                 tags={"dagster/asset_partition_range_start": keys[0], "dagster/asset_partition_range_end": keys[-1]},
-                run_config=_QUIET,
+                run_config=QUIET,
             )
             .success
         )

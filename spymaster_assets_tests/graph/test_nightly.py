@@ -21,7 +21,8 @@ from dagster._core.launcher import DefaultRunLauncher
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 from dagster._daemon.monitoring import run_monitoring
 
-from spymaster_assets.automation.demo import _QUIET, _instance_config
+from spymaster_assets.assets.common import QUIET
+from spymaster_assets.automation.demo import _instance_config
 from spymaster_assets.automation.nightly import (
     DATA_JOB,
     MODEL_JOB,
@@ -215,7 +216,7 @@ def test_a_session_whose_trades_are_gone_stands_and_is_named(
 def materialize(settings: Settings, key: str) -> None:
     with dg.instance_for_test() as instance:
         job = build_definitions(settings).resolve_job_def(DATA_JOB)
-        assert job.execute_in_process(instance=instance, partition_key=key, run_config=_QUIET).success
+        assert job.execute_in_process(instance=instance, partition_key=key, run_config=QUIET).success
 
 
 def test_a_file_that_may_still_be_written_is_waited_for(broken: Settings, tmp_path: Path) -> None:
@@ -375,7 +376,7 @@ def test_what_is_lost_or_made_by_hand_after_a_run_is_asked_for_again(
         assert request is not None
         job = build_definitions(settings).resolve_job_def(DATA_JOB)
         assert job.execute_in_process(
-            instance=instance, partition_key=request.partition_key, tags=request.tags, run_config=_QUIET
+            instance=instance, partition_key=request.partition_key, tags=request.tags, run_config=QUIET
         ).success
 
     shutil.rmtree(root / "signals" / key)

@@ -8,7 +8,7 @@ import dagster as dg
 import pytest
 
 from spymaster_assets.assets import feeds
-from spymaster_assets.automation.demo import _QUIET
+from spymaster_assets.assets.common import QUIET
 from spymaster_assets.automation.shadow import RebuildFailed, rebuild
 from spymaster_assets.definitions import build_definitions
 from spymaster_assets.market.dbn import file_sha256
@@ -37,7 +37,7 @@ def test_bars_that_gave_the_underlying_are_among_the_inputs(tmp_path: Path) -> N
             instance=instance,
             partition_key=KEY,
             asset_selection=[dg.AssetKey(a) for a in chosen],
-            run_config=_QUIET,
+            run_config=QUIET,
         ).success
     store = ArtifactStore(tmp_path)
     flow = store.load("option_flow", KEY)

@@ -15,6 +15,7 @@ import pytest
 
 from spymaster_assets.assets import models as models_module
 from spymaster_assets.assets import proof as proof_module
+from spymaster_assets.assets.common import QUIET
 from spymaster_assets.assets.datasets import read_part, read_split
 from spymaster_assets.assets.proof import REPORT_KEY
 from spymaster_assets.assets.signals import read_signals
@@ -57,7 +58,6 @@ from spymaster_assets.signals import levels as levels_module
 from spymaster_assets.store import Artifact, ArtifactStore, dump_json
 from spymaster_assets_tests.graph.conftest import Demo
 
-QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 CUTS = int(os.environ.get("SPYMASTER_PROVE_CUTS", "16"))
 
 

@@ -22,6 +22,7 @@ import dagster as dg
 import numpy as np
 
 import spymaster_assets.models.patchtst  # noqa: F401 - the models' assets import it late
+from spymaster_assets.assets.common import QUIET
 from spymaster_assets.definitions import build_definitions
 from spymaster_assets.market.simulate_book import write_full_market
 from spymaster_assets.partitions import MODEL_ASSETS, SESSION_ASSETS, calendar_of
@@ -40,7 +41,6 @@ SEED = 20_240_201
 PUBLISHING = ("mkdir", "write", "fsync", "rename", "replace", "unlink", "rmdir")
 _MEAN_SHARE = 0.08
 """Mean time between kills as a share of an undisturbed run: a backfill is resumed about twelve times before it ends."""
-_QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
 def settings_of(folder: Path, root: Path) -> Settings:
@@ -74,7 +74,7 @@ def backfill(settings: Settings) -> None:
                         instance=instance,
                         asset_selection=[dg.AssetKey(asset)],
                         tags={f"dagster/asset_partition_range_{k}": v for k, v in span.items()},
-                        run_config=_QUIET,
+                        run_config=QUIET,
                     )
 
 
